@@ -1,0 +1,72 @@
+# Two commands: `make tour` and `make test`. Each sets up what it needs first; a second run starts at once.
+# Needs Python >= 3.11, git and make. Everything that is installed stays in .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.stamp
+PY     := $(VENV)/bin/python
+CLI    := $(VENV)/bin/spatext-lab
+COCO   ?=
+
+# The models are small: one thread a core, and never a hub.
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+export OMP_NUM_THREADS ?= $(CORES)
+export HF_HUB_OFFLINE  := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tour test lab lint format wheel notebooks clean moved
+
+help:  ## this list
+	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
+	@sed -n 's/^\([a-z]*\):.*  ## /  \1\t/p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## .venv with the exact set of constraints.txt (others call it)
+
+tour: $(STAMP)  ## every step with pictures, under 5 minutes; COCO=DIR adds real photos
+	@$(CLI) tour --out outputs/tour $(if $(COCO),--coco "$(COCO)")
+
+lab: $(STAMP)  ## JupyterLab at the first notebook
+	@$(PY) -m jupyter lab $(firstword $(NOTEBOOKS))
+
+lint: $(STAMP)  ## ruff over code and notebooks
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+format: $(STAMP)  ## ruff repairs what it can
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+# One process a core with one thread each; a file's tests stay together, as notebooks need it.
+test: lint  ## lint, tests, and every notebook executed
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests $(NOTEBOOKS) -n $(CORES) --dist loadfile \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+notebooks: $(STAMP)  ## execute the notebooks in place, with their figures
+	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
+
+wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
+	@$(PY) -m hatchling build --target wheel
+
+clean:  ## caches and built wheels; .venv and outputs stay
+	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis
+	@find spatext_lab tests notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A moved checkout is set up again, for an environment remembers where it was made.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): moved
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("This needs Python 3.11 or newer, and \
+	$(PYTHON) is %d.%d. Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "No virtual environment could be made. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) (the first time: several GB, 3 to 15 minutes) ..."
+	@start=$$(date +%s); $(PY) -m pip install -qq -c constraints.txt -e '.[dev]' \
+		&& echo "Set up in $$(( $$(date +%s) - start )) s."
+	@echo '$(CURDIR)' > $@

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""spatext_lab: learn how text-to-image diffusion can be told *what* goes *where*.
+
+    from spatext_lab import Region, Scene, SpaTextPipeline
+
+    scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
+    picture = SpaTextPipeline.from_pretrained("pocket")(scene, seed=0)
+
+The names below are loaded when first used, so that `import spatext_lab` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Region": "spatext_lab.scene",
+    "Scene": "spatext_lab.scene",
+    "SpaTextPipeline": "spatext_lab.spatext.pipeline",
+    "TextToImagePipeline": "spatext_lab.spatext.pipeline",
+}
+
+__all__ = ["Region", "Scene", "SpaTextPipeline", "TextToImagePipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        known = ", ".join(_HOME)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {known}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP as two functions: a text becomes a vector, a picture or a segment of one becomes a vector.
+
+The network is an `open_clip` model in open_clip's own folder layout; a tokenizer in
+transformers' layout lies in the same folder, as open_clip expects it.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+CONFIG_NAME, WEIGHTS_NAME = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+# SpaText, arXiv 2211.14305, section 3.1 and figure 3: "a tight square crop", black outside
+def segment_crop(
+    image: Float[Tensor, "3 H W"], mask: Bool[Tensor, "H W"], size: int
+) -> Float[Tensor, "3 size size"]:
+    """The tight square around a segment, pixels outside the segment black, resized to `size`.
+
+    image: values in [0, 1]. Where the square reaches over the picture's edge it is black too.
+    Raises ValueError for an empty mask.
+    """
+    if not mask.any():
+        raise ValueError("mask is empty; a segment needs at least one pixel")
+    rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
+    top, bottom = rows[0].item(), rows[-1].item() + 1
+    left, right = columns[0].item(), columns[-1].item() + 1
+    side = max(bottom - top, right - left)
+    spare_y, spare_x = side - (bottom - top), side - (right - left)
+    tight = (image * mask)[:, top:bottom, left:right]
+    around = (spare_x // 2, spare_x - spare_x // 2, spare_y // 2, spare_y - spare_y // 2)
+    square = F.pad(tight, around)[None]
+    return F.interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
+
+
+class Clip:
+    """An open_clip model and its tokenizer; all vectors that leave have length 1."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer, config: dict) -> None:
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+
+    @property
+    def width(self) -> int:
+        """Dimension of the joint space of pictures and texts."""
+        return self.config["model_cfg"]["embed_dim"]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square picture that the network reads, in pixels."""
+        return self.config["model_cfg"]["vision_cfg"]["image_size"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        return next(self.model.parameters()).device
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Clip":
+        """Reads an open_clip folder. Raises FileNotFoundError where there is none."""
+        import open_clip
+
+        if not (Path(folder) / CONFIG_NAME).is_file():
+            raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; give an open_clip folder")
+        config = json.loads((Path(folder) / CONFIG_NAME).read_text())
+        name = f"local-dir:{folder}"
+        return cls(open_clip.create_model(name), open_clip.get_tokenizer(name), config)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        state = {k: v.to("cpu", dtype).contiguous() for k, v in self.model.state_dict().items()}
+        save_file(state, folder / WEIGHTS_NAME)
+        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def text(self, texts: list[str]) -> Float[Tensor, "b d"]:
+        """One unit vector per text."""
+        ids = self.tokenizer(texts).to(self.device)
+        return self.model.encode_text(ids, normalize=True)
+
+    def images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """One unit vector per picture; values in [0, 1], any size (resized to `image_size`)."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        mean, std = (
+            torch.tensor(self.config["preprocess_cfg"][key], device=images.device).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
+        return self.model.encode_image((images - mean) / std, normalize=True)
+
+    def segments(
+        self, images: Float[Tensor, "b 3 H W"], masks: Bool[Tensor, "b H W"]
+    ) -> Float[Tensor, "b d"]:
+        """One unit vector per (picture, segment): CLIP of the segment's crop on black."""
+        pairs = zip(images, masks, strict=True)
+        crops = [segment_crop(image, mask, self.image_size) for image, mask in pairs]
+        return self.images(torch.stack(crops).to(self.device))

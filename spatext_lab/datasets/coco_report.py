@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was read from a COCO folder and what was left out: each by reason and by name."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Whose picture it is, as its licence asks us to say."""
+
+    file_name: str
+    licence: str  # the licence's name, from the annotation file
+    licence_url: str
+    source_url: str  # where the picture was published, "" if the file does not say
+
+
+@dataclass
+class CocoReport:
+    """Counts and names; filled while reading.
+
+    Every picture of the annotation file is kept or stands in `pictures`. Every annotation of a
+    picture that was looked at is kept or stands in `annotations`; those of a picture that was left
+    out as a whole go with their picture.
+    """
+
+    where: str  # such as "val2017 in /data/coco"
+    found: int = 0  # pictures in the annotation file
+    regions: int = 0  # regions kept, all pictures together
+    pictures: dict[str, list[str]] = field(default_factory=dict)  # reason: file names
+    # reason: (file name, annotation id); the id is -1 where the annotation has none
+    annotations: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    credits: list[Credit] = field(default_factory=list)  # of the pictures kept
+
+    def leave_picture(self, reason: str, name: str) -> None:
+        """Note a picture that was left out."""
+        self.pictures.setdefault(reason, []).append(name)
+
+    def leave_annotation(self, reason: str, name: str, annotation: int) -> None:
+        """Note an annotation that was left out; `name` is its picture's file name."""
+        self.annotations.setdefault(reason, []).append((name, annotation))
+
+    @property
+    def kept(self) -> int:
+        """Number of pictures kept."""
+        return len(self.credits)
+
+    def counts(self) -> Counter[str]:
+        """Reason: how many pictures, or how many annotations, were left out for it."""
+        groups = {**self.pictures, **self.annotations}
+        return Counter({reason: len(names) for reason, names in groups.items()})
+
+    def text(self) -> str:
+        """The report for a person: all counts, and the first names of each reason."""
+        lines = [
+            f"{self.where}: {self.found} pictures, kept {self.kept} with {self.regions} regions"
+        ]
+        named = {
+            reason: [f"{i} in {name}" for name, i in found[:NAMES_SHOWN]]
+            for reason, found in self.annotations.items()
+        }
+        lines += _group("pictures left out", self.counts(), self.pictures)
+        lines += _group("annotations left out", self.counts(), named)
+        return "\n".join(lines)
+
+    def credits_text(self) -> str:
+        """One line for each picture kept: name, licence and its address, where it comes from."""
+        return "\n".join(
+            "  ".join(filter(None, (c.file_name, c.licence, c.licence_url, c.source_url)))
+            for c in self.credits
+        )
+
+
+def _group(title: str, counts: Counter[str], named: dict[str, list[str]]) -> list[str]:
+    lines = [f"{title}:"] if named else []
+    for reason in sorted(named, key=lambda reason: -counts[reason]):
+        shown = ", ".join(named[reason][:NAMES_SHOWN])
+        more = ", ..." if counts[reason] > NAMES_SHOWN else ""
+        lines.append(f"  {counts[reason]:>7}  {reason}: {shown}{more}")
+    return lines

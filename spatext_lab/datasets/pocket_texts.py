@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pocket world's small grammar: free-form texts for a thing, a backdrop and a whole scene."""
+
+from random import Random
+
+KIND_WORDS = {
+    "ball": ("ball", "sphere"),
+    "box": ("box", "crate"),
+    "star": ("star",),
+    "heart": ("heart",),
+    "tree": ("tree",),
+    "house": ("house", "cottage"),
+    "fish": ("fish",),
+    "boat": ("boat", "sailboat"),
+    "mushroom": ("mushroom", "toadstool"),
+    "cup": ("cup", "mug"),
+    "flower": ("flower", "blossom"),
+    "moon": ("moon", "crescent moon"),
+}
+COLOUR_WORDS = {
+    "red": ("red", "crimson", "scarlet"),
+    "orange": ("orange",),
+    "yellow": ("yellow", "golden"),
+    "green": ("green", "emerald"),
+    "blue": ("blue", "royal blue"),
+    "purple": ("purple", "violet"),
+    "pink": ("pink", "rosy"),
+    "white": ("white", "snow white"),
+}
+PATTERN_WORDS = {"striped": ("striped", "stripy"), "dotted": ("dotted", "spotted")}
+PATTERN_NOUNS = {"striped": "stripes", "dotted": "dots"}
+STUFF_WORDS = {
+    "noon sky": ("a clear blue sky", "the blue sky at noon", "light blue sky"),
+    "grass": ("green grass", "a grassy meadow", "the meadow"),
+    "sea": ("a calm turquoise sea", "the sea", "sea water"),
+    "sand": ("a sandy beach", "warm sand", "the sand"),
+    "night sky": ("a starry night sky", "the dark sky full of stars", "night sky with stars"),
+    "dark hills": ("dark hills", "hills at night", "the hills in the dark"),
+    "grey sky": ("a pale grey sky", "a cloudy winter sky", "grey sky"),
+    "snow": ("fresh snow", "a snowy field", "the snow"),
+    "sunset sky": ("an orange sunset sky", "the sky at sunset", "a glowing evening sky"),
+    "dunes": ("desert dunes", "brown dunes", "the dunes of a desert"),
+    "brick wall": ("a brick wall", "the wall of red bricks", "bricks"),
+    "pavement": ("grey pavement", "the pavement", "a paved street"),
+}
+PLACE_WORDS = {
+    "meadow": ("in a meadow at noon", "on green grass under a blue sky"),
+    "beach": ("at the beach", "on the sand by the sea"),
+    "night": ("on a starry night", "under a dark sky with stars"),
+    "winter": ("in the snow", "on a snowy field under a grey sky"),
+    "desert": ("in the desert at sunset", "on the dunes in the evening"),
+    "street": ("in front of a brick wall", "on the pavement by a brick wall"),
+}
+NUMBERS = ("no", "one", "two", "three", "four")
+Look = tuple[str, str, str]  # kind, colour, pattern
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("fish"):
+        return noun
+    return noun + ("es" if noun.endswith(("x", "s")) else "s")
+
+
+def _phrase(rng: Random, look: Look, *, plural: bool = False, detail: int = 2) -> str:
+    """Noun phrase without article; detail 0: kind, 1: colour and kind, 2: pattern too."""
+    kind, colour, pattern = look
+    noun = rng.choice(KIND_WORDS[kind])
+    noun = _plural(noun) if plural else noun
+    if detail == 0:
+        return noun
+    hue = rng.choice(COLOUR_WORDS[colour])
+    if detail == 1 or (pattern == "plain" and rng.random() < 0.8):
+        return f"{hue} {noun}"
+    if pattern == "plain":
+        return f"plain {hue} {noun}"
+    adjective = rng.choice(PATTERN_WORDS[pattern])
+    forms = (
+        f"{hue} {adjective} {noun}",
+        f"{adjective} {hue} {noun}",
+        f"{hue} {noun} with {PATTERN_NOUNS[pattern]}",
+    )
+    return rng.choice(forms)
+
+
+def thing_text(rng: Random, look: Look) -> str:
+    """A free-form text for one thing, for example "a fish with red stripes"."""
+    kind, colour, pattern = look
+    if pattern != "plain" and rng.random() < 0.15:
+        noun, hue = rng.choice(KIND_WORDS[kind]), rng.choice(COLOUR_WORDS[colour])
+        return f"{_article(noun)} that is {hue} and {rng.choice(PATTERN_WORDS[pattern])}"
+    phrase = _phrase(rng, look)
+    return phrase if rng.random() < 0.25 else _article(phrase)
+
+
+def stuff_text(rng: Random, name: str) -> str:
+    """A text for one backdrop segment, for example "a starry night sky"."""
+    return rng.choice(STUFF_WORDS[name])
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _counted(rng: Random, looks: list[Look], detail: int) -> str:
+    """Equal things become a number: "three red stars and a boat"."""
+    keys = [look[: 1 + detail] for look in looks]
+    parts = []
+    for key in dict.fromkeys(keys):
+        look, n = looks[keys.index(key)], keys.count(key)
+        phrase = _phrase(rng, look, plural=n > 1, detail=detail)
+        parts.append(_article(phrase) if n == 1 else f"{NUMBERS[n]} {phrase}")
+    return _listed(parts)
+
+
+def _relation(rng: Random, looks: list[Look], centres: list[tuple[float, float]]) -> str:
+    """The clearest relation of two things, "a red star left of a boat"; counts if there is none."""
+    a, b = rng.sample(range(len(looks)), 2)
+    dx, dy = (centres[b][i] - centres[a][i] for i in (0, 1))
+    if max(abs(dx), abs(dy)) < 12 or looks[a][:2] == looks[b][:2]:
+        return _counted(rng, looks, 1)
+    if abs(dx) > abs(dy):
+        word = rng.choice(
+            ("left of", "to the left of") if dx > 0 else ("right of", "to the right of")
+        )
+    else:
+        word = rng.choice(("above", "over")) if dy > 0 else rng.choice(("below", "under"))
+    first, second = (_article(_phrase(rng, looks[i], detail=1)) for i in (a, b))
+    return f"{first} {word} {second}"
+
+
+def captions(
+    rng: Random, backdrop: str, looks: list[Look], centres: list[tuple[float, float]]
+) -> tuple[str, ...]:
+    """Five captions in random order: kinds, colours, everything, a relation, the place first."""
+    places = [rng.choice(PLACE_WORDS[backdrop]) for _ in range(5)]
+    relation = _relation(rng, looks, centres) if len(looks) > 1 else _counted(rng, looks, 2)
+    texts = [
+        f"{_counted(rng, looks, 0)} {places[0]}",
+        f"{_counted(rng, looks, 1)} {places[1]}",
+        f"{_counted(rng, looks, 2)} {places[2]}",
+        f"{relation} {places[3]}",
+        f"{places[4]}, {_counted(rng, looks, 2)}",
+    ]
+    rng.shuffle(texts)
+    return tuple(texts)

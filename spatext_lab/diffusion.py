@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion on a page: the noise schedule, the training loss, and the sampling loop.
+
+The letters are the papers': `x_0` a clean picture (or latent), `noise` or `eps` Gaussian noise,
+`x_t` the mixture of both at time `t`, and `alphas_cumprod[t]` (the papers' alpha_bar_t) the part
+of the mixture's variance that is still picture.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What one pass of the network is told.
+
+    text:      (b, l, c) text states of the captions
+    null_text: (b, l, c) text states of the empty caption, the null condition of the text
+    st_map:    (b, d, h, w) spatio-textual map at the resolution of `x_t`, or None for a model that
+               takes none; its null condition is the zero map, as an uncovered pixel holds zeros
+
+    Raises ValueError where the three do not fit together.
+    """
+
+    text: Float[Tensor, "b l c"]
+    null_text: Float[Tensor, "_ _ _"]  # which axes must agree is said below, in words
+    st_map: Float[Tensor, "_ d h w"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.text.shape != self.null_text.shape:
+            raise ValueError(
+                f"null_text has shape {tuple(self.null_text.shape)}; "
+                f"it must have the shape of text, {tuple(self.text.shape)}"
+            )
+        if self.st_map is not None and len(self.st_map) != len(self.text):
+            raise ValueError(
+                f"st_map holds {len(self.st_map)} maps for {len(self.text)} captions; "
+                "give one map per caption, shape (b, d, h, w)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def null(self) -> "Condition":
+        """Everything off: the empty caption and the zero map."""
+        st_map = None if self.st_map is None else torch.zeros_like(self.st_map)
+        return replace(self, text=self.null_text, st_map=st_map)
+
+    def singles(self) -> "list[Condition]":
+        """One thing on, the others off: [caption only, map only], or [caption only] if no map."""
+        null = self.null()
+        caption_only = replace(null, text=self.text)
+        if self.st_map is None:
+            return [caption_only]
+        return [caption_only, replace(null, st_map=self.st_map)]
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Condition":
+        """The same condition on another device or in another floating-point type."""
+        return replace(
+            self,
+            text=self.text.to(device, dtype),
+            null_text=self.null_text.to(device, dtype),
+            st_map=None if self.st_map is None else self.st_map.to(device, dtype),
+        )
+
+    @staticmethod
+    def batch(conditions: "Sequence[Condition]") -> "Condition":
+        """One condition that holds all of them in order, so that one network call serves them all.
+
+        Raises ValueError for no conditions, and where some have a map and some have none.
+        """
+        maps = [c.st_map for c in conditions if c.st_map is not None]
+        if not conditions or len(maps) not in (0, len(conditions)):
+            raise ValueError(
+                f"conditions: {len(maps)} of {len(conditions)} have an st_map; "
+                "give at least one condition, and a map to all of them or to none"
+            )
+        return replace(
+            conditions[0],
+            text=torch.cat([c.text for c in conditions]),
+            null_text=torch.cat([c.null_text for c in conditions]),
+            st_map=torch.cat(maps) if maps else None,
+        )
+
+
+# (x_t (b, c, h, w), t int64 (b,), condition) -> the prediction (b, c, h, w), in the scheduler's
+# prediction type
+Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+# SpaText, arXiv 2211.14305, section 3.3: each condition is replaced by its null, independently
+def drop_conditions(
+    condition: Condition, drop_text: Bool[Tensor, "b"], drop_map: Bool[Tensor, "b"]
+) -> Condition:
+    """The condition with the marked captions and the marked maps replaced by their null.
+
+    In training the caller draws both masks, each True with probability 0.1 and independent of the
+    other, so that the network also learns to predict with all off and with one thing on, which
+    guidance needs. drop_map has no effect where there is no map.
+    """
+    text = torch.where(drop_text[:, None, None], condition.null_text, condition.text)
+    if condition.st_map is None:
+        return replace(condition, text=text)
+    st_map = condition.st_map.masked_fill(drop_map[:, None, None, None], 0)
+    return replace(condition, text=text, st_map=st_map)
+
+
+def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
+    """The pocket models' schedule: 1000 times, from all picture (t = 0) to all noise (t = 999).
+
+    Raises ValueError for a prediction type other than "epsilon" and "v_prediction".
+    """
+    _check_prediction_type(prediction_type)
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        # Cosine: almost no picture is left at the end (alphas_cumprod[999] is about 2e-9), so pure
+        # noise is a fair start and very dark and very bright pictures (night, snow) can be reached.
+        beta_schedule="squaredcos_cap_v2",
+        # Where no picture is left, x_t is the noise: there epsilon is nothing to learn, v still is.
+        prediction_type=prediction_type,
+        # The default, True, clamps the predicted x_0 to [-1, 1]; unit-variance latents go beyond.
+        clip_sample=False,
+        # Start at t = 999, where x_t is the pure noise that sampling is given; "leading" starts
+        # lower, which shows when the steps are few.
+        timestep_spacing="trailing",
+        # The last step ends at alphas_cumprod = 1: no noise left.
+        set_alpha_to_one=True,
+    )
+
+
+# DDPM, arXiv 2006.11239, equation 4: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+def add_noise(
+    x_0: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Int[Tensor, "b"],
+    alphas_cumprod: Float[Tensor, "steps"],
+) -> Float[Tensor, "b c h w"]:
+    """The noisy picture x_t at time t (0 ... steps - 1) of each batch item."""
+    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
+    return signal * x_0 + sigma * noise
+
+
+# The target. DDPM, arXiv 2006.11239, equation 14: eps.
+# Salimans and Ho, arXiv 2202.00512, section 4: v = alpha_t eps - sigma_t x_0,
+# with alpha_t = sqrt(alpha_bar_t) (here `signal`) and sigma_t = sqrt(1 - alpha_bar_t)
+def target(
+    x_0: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Int[Tensor, "b"],
+    alphas_cumprod: Float[Tensor, "steps"],
+    prediction_type: str,
+) -> Float[Tensor, "b c h w"]:
+    """What the network is to predict from x_t. Raises ValueError for an unknown prediction type."""
+    _check_prediction_type(prediction_type)
+    if prediction_type == "epsilon":
+        return noise
+    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
+    return signal * noise - sigma * x_0
+
+
+# The way back from `add_noise` and `target`.
+# From eps: DDIM, arXiv 2010.02502, equation 9: x_0 = (x_t - sigma_t eps) / alpha_t
+# From v: Salimans and Ho, arXiv 2202.00512, appendix D: x_0 = alpha_t x_t - sigma_t v
+def to_x0_eps(
+    pred: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, "b"],
+    alphas_cumprod: Float[Tensor, "steps"],
+    prediction_type: str,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """The clean picture and the noise (x_0, eps) that a prediction stands for.
+
+    From v nothing is divided, so it also holds where alphas_cumprod is 0; from epsilon there is no
+    x_0 to be had there. Raises ValueError for an unknown prediction type.
+    """
+    _check_prediction_type(prediction_type)
+    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_t.dtype)
+    if prediction_type == "epsilon":
+        return (x_t - sigma * pred) / signal, pred
+    return signal * x_t - sigma * pred, sigma * x_t + signal * pred
+
+
+# DDPM, arXiv 2006.11239, equation 14: E || target - prediction(x_t, t, c) ||^2, all t weighed alike
+def training_loss(
+    denoiser: Denoiser,
+    x_0: Float[Tensor, "b c h w"],
+    condition: Condition,
+    t: Int[Tensor, "b"],
+    noise: Float[Tensor, "b c h w"],
+    scheduler: DDIMScheduler,
+) -> Float[Tensor, ""]:
+    """Mean squared error of the prediction over batch, channels and pixels, to call backward on.
+
+    The caller draws t uniformly from 0 ... num_train_timesteps - 1 and noise from N(0, 1), so that
+    a run can be repeated to the last bit. Raises ValueError where the condition is not for
+    len(x_0) pictures.
+    """
+    _check_batch(condition, x_0)
+    alphas_cumprod = scheduler.alphas_cumprod.to(x_0.device)
+    prediction = denoiser(add_noise(x_0, noise, t, alphas_cumprod), t, condition)
+    wanted = target(x_0, noise, t, alphas_cumprod, scheduler.config.prediction_type)
+    return F.mse_loss(prediction.to(wanted.dtype), wanted)
+
+
+def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
+    """N(0, 1) noise of shape (c, h, w) for each seed, float32 on the CPU.
+
+    Every picture has a generator of its own, so picture k is the same whatever batch it stands in
+    and whatever the device. Raises ValueError for no seeds.
+    """
+    if not len(seeds):
+        raise ValueError("seeds is empty; give one whole number per picture, such as [0, 1, 2]")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+@dataclass(frozen=True, eq=False)
+class SampleStep:
+    """One denoising step, as `sample` yields it.
+
+    index: 0 ... steps - 1
+    t:     the timestep that the denoiser was asked at, falling from step to step
+    x_t:   (b, c, h, w) the picture after the step, less noisy than at t; at last, the sample
+    x_0:   (b, c, h, w) the clean picture that the denoiser sees in the mixture at t
+    """
+
+    index: int
+    t: int
+    x_t: Float[Tensor, "b c h w"]
+    x_0: Float[Tensor, "b c h w"]
+
+
+def sample(
+    denoiser: Denoiser,
+    scheduler: DDIMScheduler,
+    x_T: Float[Tensor, "b c h w"],
+    condition: Condition,
+    steps: int,
+) -> Iterator[SampleStep]:
+    """Deterministic sampling from the noise x_T: `for step in sample(...)`, one call a step.
+
+    The sample is the last step's x_t. The scheduler given is left as it was. With a number of steps
+    that does not divide num_train_timesteps, diffusers takes steps of a rounded length and may
+    leave about 1 % of noise in x_t; the last x_0 has none.
+    Raises ValueError, before the first step, for steps outside 1 ... num_train_timesteps and where
+    the condition is not for len(x_T) pictures.
+    """
+    longest = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= longest:
+        raise ValueError(f"steps is {steps}; give a whole number from 1 to {longest}")
+    _check_batch(condition, x_T)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+
+    def run() -> Iterator[SampleStep]:
+        x_t = x_T
+        for index, t in enumerate(scheduler.timesteps.tolist()):
+            x_t, x_0 = _ddim_step(denoiser, scheduler, x_t, t, condition)
+            yield SampleStep(index, t, x_t, x_0)
+
+    return run()
+
+
+# DDIM, arXiv 2010.02502, equation 12 with sigma_t = 0 (eta = 0):
+# x_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) eps, both as predicted from x_t
+@torch.no_grad()  # here and not around a `yield`, where it would reach the caller's code
+def _ddim_step(
+    denoiser: Denoiser, scheduler: DDIMScheduler, x_t: Tensor, t: int, condition: Condition
+) -> tuple[Tensor, Tensor]:
+    """(x_prev, x_0): the picture one step less noisy, and the predicted clean one."""
+    prediction = denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
+    step = scheduler.step(prediction, t, x_t, eta=0.0)
+    return step.prev_sample, step.pred_original_sample
+
+
+def _signal_and_sigma(
+    t: Tensor, alphas_cumprod: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped (b, 1, 1, 1)."""
+    alpha_bar = rearrange(alphas_cumprod[t], "b -> b 1 1 1")
+    return alpha_bar.sqrt().to(dtype), (1 - alpha_bar).sqrt().to(dtype)
+
+
+def _check_batch(condition: Condition, x: Tensor) -> None:
+    if len(condition) != len(x):
+        raise ValueError(
+            f"condition is for {len(condition)} pictures and there are {len(x)}; give one for each"
+        )
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction_type!r}; give one of {PREDICTION_TYPES}")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pocket judge: what is to be seen at every pixel of a pocket picture.
+
+It plays the part of the off-the-shelf segmenter in the papers' metrics. It has its own error
+rate, which every report states beside the scores, and it is used for nothing but measuring.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spatext_lab.datasets.pocket import COLOURS, LABELS
+
+KIND_CLASSES, COLOUR_CLASSES = len(LABELS), len(COLOURS) + 1
+FOLD = 2  # pixels folded into channels, per side: a U-Net at half resolution sees every pixel
+
+
+class Judge:
+    """A small U-Net as a segmenter with two answers per pixel: the label and the colour."""
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        self.unet = unet
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Judge":
+        """Reads a diffusers folder of a `UNet2DModel`."""
+        return cls(UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a diffusers folder in half precision."""
+        self.unet.half().save_pretrained(folder)
+        self.unet.float()
+
+    def logits(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b kinds h w"], Float[Tensor, "b colours h w"]]:
+        """Scores of every label and of every colour at every pixel; pictures in [-1, 1]."""
+        folded = rearrange(images, "b c (h p) (w q) -> b (c p q) h w", p=FOLD, q=FOLD)
+        time = torch.zeros(len(images), device=images.device)  # the U-Net's clock is not used
+        out = self.unet(folded, time).sample
+        both = rearrange(out, "b (c p q) h w -> b c (h p) (w q)", p=FOLD, q=FOLD)
+        return both[:, :KIND_CLASSES], both[:, KIND_CLASSES:]
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Int[Tensor, "b h w"], Int[Tensor, "b h w"]]:
+        """Label map (index into LABELS) and colour map (0 none, i = COLOURS[i - 1])."""
+        kinds, colours = self.logits(images)
+        return kinds.argmax(1), colours.argmax(1)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net that reads the spatio-textual map: the same network with a wider first convolution."""
+
+import copy
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spatext_lab.diffusion import Condition
+
+
+# SpaText, arXiv 2211.14305, section 3.2: the first convolution's kernels grow from C_in to
+# C_in + d_CLIP input channels
+def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """A copy of `unet` that takes `extra` more input channels, after the old ones.
+
+    `unet` is left as it was. The weights of the new channels are zero, so that before training the
+    output is the old one whatever the map. Raises ValueError for extra < 1.
+    """
+    if extra < 1:
+        raise ValueError(f"extra is {extra}; give the number of channels of the map, at least 1")
+    # from_pretrained(..., ignore_mismatched_sizes=True) would leave uninitialised memory there
+    wide = copy.deepcopy(unet)
+    old = wide.conv_in
+    new = nn.Conv2d(
+        old.in_channels + extra,
+        old.out_channels,
+        old.kernel_size,
+        padding=old.padding,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)
+    wide.conv_in = new
+    wide.register_to_config(in_channels=new.in_channels)
+    return wide
+
+
+class UNetDenoiser:
+    """A U-Net as a `Denoiser`, with or without a map.
+
+    A U-Net gives back as many channels as x_t has; those that it takes beyond them are the map's.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], condition: Condition
+    ) -> Float[Tensor, "b c h w"]:
+        """The prediction for x_t; a U-Net that takes a map and is given None is given the zero map.
+
+        Raises ValueError for a map of another shape than this U-Net takes beside this x_t, and for
+        any map if it takes none: left out without a word, it would just have no effect.
+        """
+        st_map = self._checked_map(x_t, condition)
+        x_in = x_t if st_map is None else torch.cat([x_t, st_map], dim=1)
+        return self.unet(x_in, t, encoder_hidden_states=condition.text).sample
+
+    def _checked_map(self, x_t: Tensor, condition: Condition) -> Tensor | None:
+        channels = self.unet.config.in_channels - self.unet.config.out_channels
+        st_map, shape = condition.st_map, (len(x_t), channels, *x_t.shape[2:])
+        if st_map is None:
+            return x_t.new_zeros(shape) if channels else None
+        if st_map.shape != shape:
+            wanted = f"one of shape {shape}" if channels else "none (st_map=None)"
+            raise ValueError(f"st_map has shape {tuple(st_map.shape)}; this U-Net takes {wanted}")
+        return st_map.to(x_t)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a diffusion model learns from, computed once: latents, and vectors of segments.
+
+The autoencoder and CLIP stay fixed while a U-Net learns, so each picture goes through them once.
+Segments are kept as their coverage of the latent's cells, which is all that a map is painted from.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.spatext.pipeline import encode
+from spatext_lab.spatext.representation import coverage
+from spatext_lab.training.data import to_tensor
+
+SEGMENTS = 6  # kept per picture, the largest first
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture to learn from."""
+
+    image: np.ndarray  # uint8 (H, W, 3)
+    captions: tuple[str, ...]
+    masks: np.ndarray  # bool (k, H, W), disjoint
+
+
+@dataclass(frozen=True)
+class Cache:
+    """n pictures as tensors; `vectors` and `cover` are None where no CLIP was given."""
+
+    latents: Float[Tensor, "n c h w"]
+    captions: list[tuple[str, ...]]
+    vectors: Float[Tensor, "n k d"] | None
+    cover: Float[Tensor, "n k h w"] | None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def draw_captions(self, index: Tensor, generator: torch.Generator) -> list[str]:
+        """One caption of each picture, at random."""
+        u = torch.rand(len(index), generator=generator)
+        rows = (self.captions[i] for i in index.tolist())
+        return [row[int(x * len(row))] for row, x in zip(rows, u.tolist(), strict=True)]
+
+
+def pocket_examples(count: int) -> Iterator[Example]:
+    """The first `count` training scenes of the pocket world."""
+    for i in range(count):
+        item = pocket_item("train", i)
+        yield Example(item.image, item.captions, np.stack([s.mask for s in item.segments]))
+
+
+@torch.no_grad()
+def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
+    """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
+    latents, captions, vectors, cover = [], [], [], []
+    size = None
+    for chunk in _chunks(tqdm(examples, total=total, desc="caching", unit="picture")):
+        images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
+        latents.append(encode(vae, images).cpu())
+        captions += [e.captions for e in chunk]
+        if clip is not None:
+            size = latents[0].shape[-2:]
+            for image, example in zip(images / 2 + 0.5, chunk, strict=True):
+                v, c = _segments(image, example.masks, clip, size)
+                vectors.append(v)
+                cover.append(c)
+    segments = (None, None) if clip is None else (torch.stack(vectors), torch.stack(cover))
+    return Cache(torch.cat(latents), captions, *segments)
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    for example in examples:
+        chunk.append(example)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _segments(
+    image: Tensor, masks: np.ndarray, clip: Clip, size: tuple[int, int]
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k h w"]]:
+    """Vectors and coverages of the SEGMENTS largest segments, zero rows where there are fewer."""
+    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:SEGMENTS]
+    chosen = torch.from_numpy(masks[largest])
+    vectors, cover = torch.zeros(SEGMENTS, clip.width), torch.zeros(SEGMENTS, *size)
+    images = image.expand(len(chosen), *image.shape)
+    vectors[: len(chosen)] = clip.segments(images, chosen.to(image.device)).cpu()
+    cover[: len(chosen)] = coverage(chosen, size)
+    return vectors, cover

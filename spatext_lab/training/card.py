@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's card: card.json for programs, README.md for people, in the model's folder."""
+
+import json
+from pathlib import Path
+
+
+def write_card(folder: Path, facts: dict) -> None:
+    """Writes both forms of the same facts."""
+    (folder / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    plan = facts["plan"]
+    lines = [
+        f"# {facts['recipe']}",
+        "",
+        f"Intended use: {facts['use']}.",
+        "",
+        f"* Made by `spatext-lab train {facts['recipe']} --seed {plan['seed']}"
+        f" --steps {plan['steps']}` in {facts['seconds'] / 60:.0f} minutes on {facts['hardware']}.",
+        f"* Data: {facts['data']}.",
+        f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
+        "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",
+        "* Weights and card: CC BY 4.0.",
+    ]
+    lines += [f"* {name}: {value}." for name, value in facts.get("scores", {}).items()]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stopped training run on disk: safetensors and JSON, nothing pickled, never half-written."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from spatext_lab.training.loop import Trainer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save(trainer: Trainer, folder: Path) -> None:
+    """Writes weights, average, optimiser moments, losses and plan beside `folder`, then renames."""
+    fresh = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    optimiser = trainer.optimizer.state_dict()["state"]
+    tensors = {f"weight.{i}": w.detach() for i, w in enumerate(trainer.weights)}
+    tensors |= {f"average.{i}": w for i, w in enumerate(trainer.ema.shadow_params)}
+    tensors |= {f"{m}.{i}": s[m] for i, s in optimiser.items() for m in _MOMENTS}
+    tensors |= {f"buffer.{name}": b for name, b in trainer.module.named_buffers()}
+    save_file(
+        {k: v.to("cpu").contiguous().clone() for k, v in tensors.items()},
+        fresh / "state.safetensors",
+    )
+    record = {"done": trainer.done, "losses": trainer.losses, "plan": asdict(trainer.plan)}
+    record["average_steps"] = trainer.ema.optimization_step
+    (fresh / "state.json").write_text(json.dumps(record))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def load(trainer: Trainer, folder: Path) -> None:
+    """Puts a saved run into a trainer that was built the same way.
+
+    Raises FileNotFoundError where nothing was saved, ValueError where the plan is another one:
+    going on under another plan would give a loss curve that no single run has.
+    """
+    if not (folder / "state.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no checkpoint; start without --resume")
+    record = json.loads((folder / "state.json").read_text())
+    if record["plan"] != asdict(trainer.plan):
+        raise ValueError(
+            f"plan is {asdict(trainer.plan)}; the run in {folder} has {record['plan']}: "
+            "give the same steps and seed, or start without --resume"
+        )
+    tensors = load_file(folder / "state.safetensors")
+    with torch.no_grad():
+        for i, (weight, average) in enumerate(
+            zip(trainer.weights, trainer.ema.shadow_params, strict=True)
+        ):
+            weight.copy_(tensors[f"weight.{i}"])
+            average.copy_(tensors[f"average.{i}"])
+        for name, buffer in trainer.module.named_buffers():
+            buffer.copy_(tensors[f"buffer.{name}"])
+    state = trainer.optimizer.state_dict()
+    moments = range(len(trainer.weights))
+    state["state"] = {i: {m: tensors[f"{m}.{i}"] for m in _MOMENTS} for i in moments}
+    trainer.optimizer.load_state_dict(state)
+    trainer.ema.optimization_step = record["average_steps"]
+    trainer.done, trainer.losses = record["done"], record["losses"]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pocket CLIP: pictures, close-ups and black-background crops against their texts."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from open_clip import ClipLoss
+from open_clip.model import CLIP
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor
+
+from spatext_lab.clip import Clip, segment_crop
+from spatext_lab.datasets.pocket import PocketItem, Segment, pocket_item
+from spatext_lab.training.data import to_tensor
+from spatext_lab.training.job import Job
+from spatext_lab.training.loop import Plan
+from spatext_lab.training.recipes.tokenizer import new_tokenizer
+
+SCENES = 48  # scenes a step; their segments, each combination once, and WHOLE whole pictures
+WHOLE = 16
+CONTEXT = 32  # tokens; only the longest captions of four things are cut
+TEMPERATURE = 1 / 15  # fixed and mild: a sharp one lets texts and pictures drift apart
+
+
+def config(vocabulary: int) -> dict:
+    """open_clip's configuration of a small vision transformer and a small text transformer."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 32}
+    text = {"context_length": CONTEXT, "vocab_size": vocabulary, "width": 128, "heads": 4}
+    text |= {"layers": 2, "hf_tokenizer_name": "tokenizer"}
+    return {
+        "model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+
+
+def new_clip(folder: Path) -> Clip:
+    """A CLIP with random weights; `folder` is where its tokenizer is written and read back."""
+    tokenizer = new_tokenizer(length=CONTEXT)
+    tokenizer.save_pretrained(folder)
+    settings = config(len(tokenizer))
+    parts = dict(settings["model_cfg"])
+    parts["text_cfg"] = {k: v for k, v in parts["text_cfg"].items() if k != "hf_tokenizer_name"}
+    return Clip(CLIP(**parts), HFTokenizer(str(folder), context_length=CONTEXT), settings)
+
+
+def close_up(image: Tensor, mask: Tensor, size: int) -> Tensor:
+    """The segment's crop with its surroundings left in."""
+    rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
+    window = torch.zeros_like(mask)
+    window[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return segment_crop(image, window, size)
+
+
+def distinct(items: list[PocketItem]) -> list[tuple[int, Segment]]:
+    """Every segment whose (label, colour, pattern) has not come before, with its scene's number.
+
+    Contrastive learning takes every other text of the batch as wrong, so none may be right.
+    """
+    first = {}
+    for i, item in enumerate(items):
+        for segment in item.segments:
+            first.setdefault((segment.label, segment.colour, segment.pattern), (i, segment))
+    return list(first.values())
+
+
+def batch(
+    step: int, generator: torch.Generator, size: int
+) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
+    """Pictures in [0, 1] and their texts: crops (four in five black outside) and whole pictures."""
+    items = [pocket_item("train", i) for i in range(step * SCENES, (step + 1) * SCENES)]
+    images = to_tensor(np.stack([item.image for item in items])) / 2 + 0.5
+    crops, texts = [], []
+    for i, segment in distinct(items):
+        mask = torch.from_numpy(segment.mask.copy())
+        black = torch.rand((), generator=generator) < 0.8
+        crops.append((segment_crop if black else close_up)(images[i], mask, size))
+        texts.append(segment.text)
+    whole = torch.nn.functional.interpolate(
+        images[:WHOLE], (size, size), mode="bilinear", antialias=True
+    )
+    return torch.cat([torch.stack(crops), whole]), texts + [i.captions[0] for i in items[:WHOLE]]
+
+
+class _Pairs(torch.nn.Module):
+    """The CLIP network without its temperature, which stays fixed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        model.logit_scale.requires_grad_(False).fill_(float(np.log(1 / TEMPERATURE)))
+
+
+def make(plan: Plan, device: str, data: Path | None) -> Job:
+    """open_clip's contrastive loss on pairs of a crop (or picture) and its text."""
+    torch.manual_seed(plan.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = new_clip(Path(folder))
+    loss = ClipLoss()
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        crops, texts = batch(step, generator, clip.image_size)
+        vectors = clip.images(crops.to(clip.device))
+        return loss(vectors, clip.text(texts), clip.model.logit_scale.exp())
+
+    scenes = f"pocket scenes train 0-{plan.steps * SCENES - 1}, no held-out combination"
+    return Job(_Pairs(clip.model), loss_at, clip.save_pretrained, plan, scenes)

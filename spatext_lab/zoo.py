@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named models and where their files are; nothing is loaded whose checksum is wrong."""
+
+import hashlib
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+_HERE = Path(__file__).resolve().parent
+# A checkout has data/ beside the package; an installed wheel carries a copy inside it.
+_POCKETS = (_HERE.parent / "data" / "pocket", _HERE / "_data" / "pocket")
+
+
+def root(model: str = "pocket") -> Path:
+    """The folder of a model: "pocket", or the path of a folder with the same layout.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    places = _POCKETS if model == "pocket" else (Path(model),)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f"model is {model!r}; give 'pocket' or a model folder ({places[0]} does not exist)"
+    )
+
+
+def folder(model: str, part: str) -> Path:
+    """The folder of one part of a model ("text-to-image", "spatext", "judge"), checked.
+
+    Raises FileNotFoundError where the part is missing, ValueError for a damaged file, by name.
+    """
+    place = root(model)
+    if not (place / part).is_dir():
+        raise FileNotFoundError(f"{place} has no folder {part!r}")
+    problems = verify(place)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return place / part
+
+
+def verify(place: Path | None = None) -> list[str]:
+    """What is wrong with a model's files, one sentence each; empty if all are as they were shipped.
+
+    A folder without SHA256SUMS (your own training, say) has nothing to check against.
+    """
+    place = place or root()
+    if not (place / SUMS).is_file():
+        return []
+    problems = []
+    for line in (place / SUMS).read_text().splitlines():
+        want, name = line.split("  ", 1)
+        if not (place / name).is_file():
+            problems.append(f"{place / name} is missing: run `git checkout -- data/pocket`")
+        elif _sha256(place / name) != want:
+            problems.append(f"{place / name} is damaged: run `git checkout -- data/pocket`")
+    return problems
+
+
+def seal(place: Path) -> None:
+    """Writes SHA256SUMS over all files of a model folder, in `sha256sum`'s own format."""
+    names = sorted(
+        path.relative_to(place).as_posix()
+        for path in place.rglob("*")
+        if path.is_file() and path.name != SUMS
+    )
+    lines = [f"{_sha256(place / name)}  {name}\n" for name in names]
+    (place / SUMS).write_text("".join(lines))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Set-up of every test: annotated shapes are checked as the code runs, random numbers repeat."""
+
+import torch
+from jaxtyping import install_import_hook
+
+# Before any test module imports the package; a wrong shape then fails at the function that took it.
+install_import_hook("spatext_lab", "beartype.beartype")
+
+torch.set_num_threads(2)
+
+
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)

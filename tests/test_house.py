@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house in order: one set of versions, imports, floors, licences, nothing of one machine."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+
+# What torch brings for one platform alone, and what comes with Python itself.
+NOT_PINNED = re.compile(r"^(nvidia-|cuda-|triton|pip$|setuptools$|wheel$|spatext-lab$)")
+
+FLOORS = {
+    1: {"scene", "diffusion", "guidance", "figures"},
+    2: {"clip", "datasets"},
+    3: {"spatext", "reco", "baselines"},
+    4: {"training", "evaluation", "zoo"},
+    5: {"widgets", "cli", "commands", "doctor", "tour"},
+}
+# Helpers stand on the floor of the module that they serve.
+FLOORS[1] |= {"rle", "places", "charts", "pictures"}
+
+TOP_LEVEL = {
+    *("spatext_lab", "notebooks", "data", "tests", "benchmarks", "docs", "tools"),
+    *("README.md", "LICENSE", "LICENSE-data.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"),
+    *("pyproject.toml", "constraints.txt", "environment.yml"),
+    *(".ci", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"),
+}
+
+
+@cache
+def project_files() -> tuple[Path, ...]:
+    """What is tracked, or would be with the next `git add`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return tuple(ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file())
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def declared(*, dev: bool) -> dict[str, Requirement]:
+    texts = pyproject()["dependencies"]
+    texts = texts + pyproject()["optional-dependencies"]["dev"] if dev else texts
+    return {canonicalize_name((r := Requirement(text)).name): r for text in texts}
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = {}
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{line!r} is not name==version"
+        assert canonicalize_name(name) not in found, f"{name} is pinned twice"
+        found[canonicalize_name(name)] = version
+    return found
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return pins([line for line in lines if line and not line.startswith("#")])
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+
+def test_constraints_and_environment_are_one_set():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (from_pip,) = (part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    assert pins(from_pip) == constraints()
+
+
+def test_every_range_admits_its_pin():
+    for name, requirement in declared(dev=True).items():
+        pin = constraints()[name]
+        assert requirement.specifier.contains(pin), f"{requirement} does not admit {pin}"
+
+
+def test_ranges_are_lower_bounds():
+    for requirement in declared(dev=True).values():
+        assert {part.operator for part in requirement.specifier} == {">="}, requirement
+
+
+def test_pins_are_exactly_what_the_declared_packages_need():
+    if any(metadata.version(name) != pin for name, pin in constraints().items() if installed(name)):
+        pytest.skip("this environment has other versions than constraints.txt")
+    needed = {name for name in closure(set(declared(dev=True))) if not NOT_PINNED.match(name)}
+    assert needed - set(constraints()) == set(), "needed and not pinned"
+    foreign = {name for name in constraints() if not installed(name)}  # another platform's
+    assert set(constraints()) - needed - foreign == set(), "pinned and not needed"
+
+
+def installed(name: str) -> bool:
+    try:
+        return bool(metadata.distribution(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def closure(names: set[str]) -> set[str]:
+    """All installed packages that `names` stand on, extras asked for along the way included."""
+    seen: set[tuple[str, str]] = set()
+    queue = [(name, "") for name in names]
+    while queue:
+        name, extra = queue.pop()
+        if (name, extra) in seen or not installed(name):
+            continue
+        seen.add((name, extra))
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            where = default_environment() | {"extra": extra}
+            if requirement.marker is None or requirement.marker.evaluate(where):
+                next_name = canonicalize_name(requirement.name)
+                queue += [(next_name, each) for each in ("", *requirement.extras)]
+    return {name for name, _ in seen}
+
+
+def test_pre_commit_has_the_ruff_of_the_constraints():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert len(hooks) == 2
+    for hook in hooks:
+        assert hook["additional_dependencies"] == [f"ruff=={constraints()['ruff']}"]
+
+
+def test_python_versions_agree():
+    assert pyproject()["requires-python"] == ">=3.11"
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][0].startswith("python >=3.11")
+    assert Version("3.11") <= Version(".".join(map(str, sys.version_info[:3])))
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Every module that a file imports, dotted, wherever in the file the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write it out"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / "spatext_lab").rglob("*.py"))
+
+
+def test_every_runtime_import_is_declared():
+    owners = metadata.packages_distributions()
+    known = set(declared(dev=False))
+    for path in package_files():
+        for module in {name.partition(".")[0] for name in imports(path)}:
+            if module in sys.stdlib_module_names or module == "spatext_lab":
+                continue
+            owned = {canonicalize_name(owner) for owner in owners.get(module, [])}
+            assert owned & known, (
+                f"{path.relative_to(ROOT)} imports {module}: not in pyproject.toml"
+            )
+
+
+def floor(module: str) -> int:
+    part = module.split(".")[1]
+    floors = [number for number, parts in FLOORS.items() if part in parts]
+    assert floors, f"spatext_lab.{part} stands on no floor; give it one in {__file__}"
+    return floors[0]
+
+
+def test_no_floor_imports_from_a_higher_one():
+    for path in package_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] == "__init__":  # the door: it only names what is loaded when first used
+            continue
+        own = floor(".".join(parts))
+        for name in imports(path):
+            if name.startswith("spatext_lab.") and name != "spatext_lab.__version__":
+                assert floor(name) <= own, f"{path.relative_to(ROOT)} (floor {own}) imports {name}"
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_top_level_is_the_architecture():
+    top = {path.relative_to(ROOT).parts[0] for path in project_files()}
+    assert top <= TOP_LEVEL, f"not part of the layout: {sorted(top - TOP_LEVEL)}"
+    assert {"spatext_lab", "notebooks", "data", "tests", "README.md", "LICENSE"} <= top
+
+
+def test_tests_mirror_the_package():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.relative_to(ROOT / "tests").parent
+        assert (ROOT / "spatext_lab" / folder).is_dir(), f"{path}: spatext_lab has no {folder}"
+
+
+def test_each_python_file_names_its_licence():
+    for path in project_files():
+        if path.suffix == ".py":
+            first = path.read_text().partition("\n")[0]
+            assert first == "# SPDX-License-Identifier: Apache-2.0", path.relative_to(ROOT)
+
+
+def test_licences_are_whole():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert "CC-BY-4.0" in (ROOT / "LICENSE-data.md").read_text()
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make tour" in (ROOT / "README.md").read_text()
+
+
+FOREIGN = {
+    "a package registry": r"(pypi|pythonhosted|npmjs)\.(org|com)|download\.pytorch",
+    "a place of one machine": r"/(work|root|opt|tmp|home/\w+)/|[A-Z]:\\Users",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_nothing_names(what):
+    pattern = re.compile(FOREIGN[what])
+    for path in project_files():
+        if path.suffix in {".png", ".safetensors", ".npz", ".jpg"}:
+            continue
+        text = re.sub(r"[A-Za-z0-9+/=]{200,}", "", path.read_text(errors="replace"))  # pictures
+        if found := pattern.search(text):
+            pytest.fail(f"{path.relative_to(ROOT)} names {what}: {found.group()}")
+
+
+def test_nothing_is_pickled():
+    risky = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}
+    assert [path.name for path in project_files() if path.suffix in risky] == []

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model folder in the pocket model's layout, of random weights so small that it answers at once.
+
+For tests of what is done with a model. What it draws is noise.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet2DModel
+from open_clip.model import CLIP
+from open_clip.tokenizer import HFTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from spatext_lab.clip import Clip
+from spatext_lab.diffusion import noise_schedule
+from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
+from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, write_index
+from spatext_lab.spatext.unet import widen_input
+from spatext_lab.training.recipes.tokenizer import new_tokenizer
+
+WIDTH = 16  # of all hidden states, and of CLIP's vectors
+
+
+def tiny_model(root: Path, seed: int = 0) -> Path:
+    """Writes root/text-to-image, root/spatext (which shares its parts) and root/judge.
+
+    The SpaText U-Net reads its map: the channels that training starts from at zero are random.
+    """
+    torch.manual_seed(seed)
+    base = _text_to_image()
+    base.save_pretrained(root / "text-to-image")
+    unet = widen_input(base.unet, WIDTH)
+    torch.nn.init.normal_(unet.conv_in.weight, std=0.3)
+    unet.save_pretrained(root / "spatext" / "unet")
+    _clip(root / "spatext" / "clip").save_pretrained(root / "spatext" / "clip")
+    write_index(root / "spatext", SpaTextPipeline, shared="../text-to-image")
+    _judge().save_pretrained(root / "judge")
+    return root
+
+
+def _text_to_image() -> TextToImagePipeline:
+    tokenizer = new_tokenizer(merges=200)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(0, 0, 1),
+        num_decoder_blocks=(1, 0, 0),
+        latent_channels=4,
+    )
+    return TextToImagePipeline(unet, vae, CLIPTextModel(text), tokenizer, noise_schedule())
+
+
+def _clip(folder: Path) -> Clip:
+    """open_clip reads its tokenizer from a folder, so it is written first."""
+    tokenizer = new_tokenizer(merges=200, length=32)
+    tokenizer.save_pretrained(folder)
+    vision = {"image_size": 16, "patch_size": 8, "width": WIDTH, "layers": 1, "head_width": 8}
+    text = {"context_length": 32, "vocab_size": len(tokenizer), "width": WIDTH, "heads": 2}
+    text |= {"layers": 1}
+    model = CLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text)
+    named = text | {"hf_tokenizer_name": "tokenizer"}
+    config = {
+        "model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": named},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+    return Clip(model, HFTokenizer(str(folder), context_length=32), config)
+
+
+def _judge() -> Judge:
+    return Judge(
+        UNet2DModel(
+            in_channels=3 * FOLD**2,
+            out_channels=(KIND_CLASSES + COLOUR_CLASSES) * FOLD**2,
+            block_out_channels=(16, 16),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            add_attention=False,
+        )
+    )
