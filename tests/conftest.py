@@ -5,7 +5,10 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before any test module imports the package; a wrong shape then fails at the function that took it.
-install_import_hook("spatext_lab", "beartype.beartype")
+# The tower of PEP 484: where a float is annotated, a whole number will do.
+install_import_hook(
+    "spatext_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 torch.set_num_threads(2)
 

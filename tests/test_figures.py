@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -310,6 +310,7 @@ class Images(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
+@settings(deadline=None)
 @given(ALTS | st.sampled_from(['"><script>alert(1)</script>', "a & b's < c", "&quot;"]))
 def test_alt_text_reaches_the_page_unharmed(alt):
     page = figures.Picture(b"png", alt)._repr_html_()

@@ -96,6 +96,11 @@ class TextToImagePipeline:
         """Height and width of the latents."""
         return self.unet.config.sample_size
 
+    @property
+    def picture_size(self) -> int:
+        """Height and width of the pictures, in pixels: each downsampling halves them."""
+        return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     @torch.no_grad()
     def text_states(self, texts: list[str]) -> Float[Tensor, "b l c"]:
         """What the text encoder makes of texts, padded to its full length."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spatext_lab.clip import Clip
+from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.spatext.pipeline import encode
 from spatext_lab.spatext.representation import coverage
@@ -57,6 +58,14 @@ def pocket_examples(count: int) -> Iterator[Example]:
     for i in range(count):
         item = pocket_item("train", i)
         yield Example(item.image, item.captions, np.stack([s.mask for s in item.segments]))
+
+
+def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
+    """The centre squares of a COCO subset's pictures, with all captions of each."""
+    for item in subset.items:
+        image, scene = item.square(size)
+        if scene.regions:
+            yield Example(image, item.captions, scene.visible_masks(size, size))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
-BATCH, SCENES, DROP = 32, 20_000, 0.1
+BATCH, SCENES, DROP = 32, 16_000, 0.1
 TEXT_WIDTH = 96
 
 

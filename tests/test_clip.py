@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's two functions against open_clip itself, Pillow's resizing and a loop over the pixels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import CLIPTokenizer
+
+from spatext_lab.clip import CONFIG_NAME, WEIGHTS_NAME, Clip, segment_crop
+from tests.tiny import tiny_clip
+
+TEXTS = ["a red ball", "", "zebras & quartz, 42 of them!", "a fish with red stripes"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def clip(folder) -> Clip:
+    return Clip.from_pretrained(folder)
+
+
+# --- crops ----------------------------------------------------------------------------------------
+
+
+def slow_crop(image: Tensor, mask: Tensor, size: int) -> np.ndarray:
+    """The same by hand: look for the edges, copy pixel by pixel, let Pillow do the resizing."""
+    height, width = mask.shape
+    inside = [(y, x) for y in range(height) for x in range(width) if mask[y, x]]
+    top, bottom = min(y for y, _ in inside), max(y for y, _ in inside)
+    left, right = min(x for _, x in inside), max(x for _, x in inside)
+    side = max(bottom - top, right - left) + 1
+    y0 = top - (side - (bottom - top + 1)) // 2
+    x0 = left - (side - (right - left + 1)) // 2
+    square = np.zeros((3, side, side), np.float32)
+    for y, x in inside:
+        square[:, y - y0, x - x0] = image[:, y, x]
+    channels = [Image.fromarray(channel) for channel in square]
+    return np.stack([c.resize((size, size), Image.Resampling.BILINEAR) for c in channels])
+
+
+MASKS = {
+    "in the middle": np.s_[5:12, 8:11],
+    "wide": np.s_[10:13, 2:19],
+    "in a corner, its square reaching off the picture": np.s_[0:9, 0:2],
+    "at the other corner": np.s_[18:20, 7:24],
+    "one pixel": np.s_[3:4, 4:5],
+    "the whole picture": np.s_[:, :],
+}
+
+
+@pytest.mark.parametrize("size", [7, 16, 40])
+@pytest.mark.parametrize("where", MASKS)
+def test_crops_against_a_slow_loop(where, size):
+    image, mask = torch.rand(3, 20, 24), torch.zeros(20, 24, dtype=torch.bool)
+    mask[MASKS[where]] = True
+    if mask.sum() > 20:  # with holes, as segments have
+        mask &= torch.rand(20, 24) < 0.7
+    crop = segment_crop(image, mask, size)
+    assert_close(crop, torch.from_numpy(slow_crop(image, mask, size)), atol=1e-5, rtol=0)
+
+
+def test_outside_of_a_segment_is_black():
+    """An all-white picture, a segment as large as the crop: white inside, black outside."""
+    mask = torch.zeros(40, 40, dtype=torch.bool)
+    mask[4:36, 6:14] = mask[20:24, 6:30] = True  # 32 high, 24 wide: 4 columns more on each side
+    crop = segment_crop(torch.ones(3, 40, 40), mask, 32)
+    inside = torch.nn.functional.pad(mask[4:36, 6:30], (4, 4)).float()
+    assert_close(crop, inside.expand(3, -1, -1))
+
+
+def test_what_lies_outside_a_segment_makes_no_difference(clip):
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[4:12, 6:16] = True
+    one, two = torch.rand(2, 3, 20, 20)
+    two[:, mask] = one[:, mask]
+    with torch.no_grad():
+        a, b = clip.segments(torch.stack([one, two]), torch.stack([mask, mask]))
+    assert_close(a, b)
+
+
+def test_a_segment_may_lie_anywhere(clip):
+    """The crop moves with it, so the vector stays."""
+    images, masks = torch.zeros(2, 3, 30, 30), torch.zeros(2, 30, 30, dtype=torch.bool)
+    patch = torch.rand(3, 9, 6)
+    for k, (y, x) in enumerate([(0, 1), (21, 24)]):
+        images[k, :, y : y + 9, x : x + 6] = patch
+        masks[k, y : y + 9, x : x + 6] = True
+    with torch.no_grad():
+        a, b = clip.segments(images, masks)
+    assert_close(a, b)
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="mask is empty"):
+        segment_crop(torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool), 4)
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_vectors_have_length_one(clip):
+    masks = torch.rand(4, 20, 20) < 0.5
+    for vectors in (
+        clip.text(TEXTS),
+        clip.images(torch.rand(4, 3, 50, 40)),
+        clip.segments(torch.rand(4, 3, 20, 20), masks),
+    ):
+        assert vectors.shape == (4, clip.width)
+        assert_close(vectors.norm(dim=1), torch.ones(4))
+        assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_vectors_against_plain_open_clip(clip, folder):
+    """The folder read without this project: the same vectors of the same texts and pictures."""
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    theirs = torch.nn.functional.normalize(model.eval().encode_text(tokens), dim=-1)
+    assert_close(clip.text(TEXTS), theirs)
+    size = clip.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    vector = model.encode_image(preprocess(Image.fromarray(pixels))[None])
+    ours = clip.images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    assert_close(ours, torch.nn.functional.normalize(vector, dim=-1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_pictures_of_any_size_are_brought_to_the_networks(clip):
+    large = torch.rand(2, 3, 64, 64)
+    channels = [[Image.fromarray(c.numpy()) for c in picture] for picture in large]
+    small = [[np.asarray(c.resize((16, 16), Image.Resampling.BILINEAR)) for c in p] for p in channels]
+    assert clip.image_size == 16
+    by_hand = clip.images(torch.from_numpy(np.array(small)))
+    assert_close(clip.images(large), by_hand, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_are_read_by_the_tokenizer_of_transformers(clip, folder):
+    """The same ids in the same order; the folder's tokenizer fills up to the context's length."""
+    plain = CLIPTokenizer.from_pretrained(folder)
+    ids = plain(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(clip.tokenizer(TEXTS), ids)
+    assert ids.shape == (len(TEXTS), clip.config["model_cfg"]["text_cfg"]["context_length"])
+
+
+@torch.no_grad()
+def test_a_text_that_is_too_long_is_cut(clip):
+    """Beginning and end are kept: the vector is read off at the end."""
+    long = "a red ball and " * 30
+    ids = clip.tokenizer([long])
+    assert ids.shape == (1, 32)
+    assert ids[0, -1] == CLIPTokenizer.from_pretrained(clip.tokenizer.tokenizer.name_or_path)(
+        ""
+    ).input_ids[-1]
+    assert torch.isfinite(clip.text([long])).all()
+
+
+@torch.no_grad()
+def test_a_text_has_the_same_vector_in_any_company(clip):
+    alone = torch.cat([clip.text([text]) for text in TEXTS])
+    assert_close(clip.text(TEXTS), alone)
+
+
+# --- disk -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_clip_survives_the_disk(clip, tmp_path, dtype):
+    clip.save_pretrained(tmp_path / "again", dtype)
+    again = Clip.from_pretrained(tmp_path / "again")
+    tolerance = {"atol": 2e-3, "rtol": 0} if dtype == torch.float16 else {"atol": 0, "rtol": 0}
+    assert_close(again.text(TEXTS), clip.text(TEXTS), **tolerance)
+    assert again.config == clip.config
+    assert json.loads((tmp_path / "again" / CONFIG_NAME).read_text()) == clip.config
+    assert {p.suffix for p in (tmp_path / "again").iterdir()} <= {".json", ".safetensors", ".txt"}
+    assert (tmp_path / "again" / WEIGHTS_NAME).is_file()
+
+
+def test_a_folder_without_clip_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"has no {CONFIG_NAME}; give an open_clip folder"):
+        Clip.from_pretrained(tmp_path)
