@@ -17,7 +17,7 @@ from spatext_lab import __version__, commands
 from spatext_lab.commands import complain
 
 # Named here too, so that --help imports nothing; the tests compare them with the library's own.
-RECIPES = ("tokenizer", "clip", "autoencoder", "text-to-image", "spatext", "judge")
+RECIPES = ("autoencoder", "decoder", "clip", "judge", "text-to-image", "spatext")
 SAMPLERS = ("spatext", "text")
 METHODS = (*SAMPLERS, "true", "autoencoder")
 
@@ -138,7 +138,7 @@ def _add_sample(to: Any) -> None:
     add("--steps", type=_count, metavar="N", help="denoising steps")
     add("--guidance-scale", type=float, metavar="S", help="how loud the caption is; 1 is off")
     add("--region-guidance-scale", type=float, metavar="S", help="how loud the map is; 1 is off")
-    add("--model", default="pocket", metavar="NAME|FOLDER", help="(pocket)")
+    _add_model(add)
 
 
 def _add_evaluate(to: Any) -> None:
@@ -149,6 +149,7 @@ def _add_evaluate(to: Any) -> None:
     add("--scenes", type=_count, default=512, metavar="N", help="(512)")
     add("--seed", type=_seed, default=0, metavar="N")
     add("--json", type=Path, metavar="FILE", help="also write the scores here")
+    _add_model(add)
 
 
 def _add_tour(to: Any) -> None:
@@ -156,6 +157,12 @@ def _add_tour(to: Any) -> None:
     add = _command(to, commands.tour, "tour", what, "tour --out outputs/tour").add_argument
     add("--out", type=Path, required=True, metavar="DIR")
     add("--coco", type=Path, metavar="DIR", help="a COCO folder: do it with real photos too")
+    add("--scene", type=Path, metavar="FILE", help="your own, as Scene.save writes it")
+    _add_model(add)
+
+
+def _add_model(add: Any) -> None:
+    add("--model", default="pocket", metavar="FOLDER", help="your own training (the shipped one)")
 
 
 def _whole(text: str, low: int, high: int) -> int:

@@ -71,12 +71,16 @@ class Clip:
         name = f"local-dir:{folder}"
         return cls(open_clip.create_model(name), open_clip.get_tokenizer(name), config)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads.
+
+        dtype: precision of the file; None for the one that the weights have.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        state = {k: v.to("cpu", dtype).contiguous() for k, v in self.model.state_dict().items()}
+        weights = self.model.state_dict()
+        state = {k: v.to("cpu", dtype or v.dtype).contiguous() for k, v in weights.items()}
         save_file(state, folder / WEIGHTS_NAME)
         (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
 

@@ -76,11 +76,11 @@ def _scene_lines(items: Sequence[Any]) -> Iterator[str]:
 
 
 def train(args: argparse.Namespace) -> int:
-    from spatext_lab.training import recipes
+    from spatext_lab.training import run as training
 
     given = _given(args, "steps", "seed", "out", "resume", "device", "data")
     try:
-        recipes.run(args.recipe, **given)
+        training.run(args.recipe, **given)
     except KeyboardInterrupt:
         return complain("stopped; --resume goes on from the last checkpoint", 130)
     return 0
@@ -95,11 +95,15 @@ def sample(args: argparse.Namespace) -> int:
     from spatext_lab.scene import Scene
 
     scene = Scene.load(args.scene)
-    from spatext_lab.spatext import pipeline
+    from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
 
-    methods = {"spatext": pipeline.SpaTextPipeline, "text": pipeline.TextToImagePipeline}
+    methods = {
+        "spatext": (SpaTextPipeline, "spatext"),
+        "text": (TextToImagePipeline, "text-to-image"),
+    }
+    pipeline, part = methods[args.method]
     given = _given(args, "seed", "steps", "guidance_scale", "region_guidance_scale")
-    picture = methods[args.method].from_pretrained(args.model)(scene, **given)
+    picture = pipeline.from_pretrained(_model_folder(args.model, part))(scene, **given)
     picture.save(png := io.BytesIO(), format="PNG")
     _write(args.out, png.getvalue())
     print(args.out)
@@ -111,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> int:
         _make_room(args.json)
     from spatext_lab.evaluation import report
 
-    scores = report.evaluate(args.method, scenes=args.scenes, seed=args.seed)
+    scores = report.evaluate(args.method, scenes=args.scenes, seed=args.seed, model=args.model)
     text = json.dumps(scores, indent=2)
     print(text)
     if args.json:
@@ -122,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def tour(args: argparse.Namespace) -> int:
     from spatext_lab import tour
 
-    tour.run(args.out, coco=args.coco)
+    tour.run(args.out, coco=args.coco, scene=args.scene, model=args.model)
     return 0
 
 
@@ -132,6 +136,15 @@ def tour(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What the user said; the rest is the library's own defaults, written there alone."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _model_folder(model: str, part: str) -> Path:
+    """One pipeline's folder as `train` writes it, or its part of a whole model such as "pocket"."""
+    from spatext_lab import zoo
+
+    if (Path(model) / "model_index.json").is_file():
+        return Path(model)
+    return zoo.folder(model, part)
 
 
 def _make_room(path: Path) -> None:

@@ -135,6 +135,8 @@ def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
         # Start at t = 999, where x_t is the pure noise that sampling is given; "leading" starts
         # lower, which shows when the steps are few.
         timestep_spacing="trailing",
+        # Without effect on trailing steps; pipelines of diffusers warn where it is 0.
+        steps_offset=1,
         # The last step ends at alphas_cumprod = 1: no noise left.
         set_alpha_to_one=True,
     )

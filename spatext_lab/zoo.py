@@ -48,11 +48,11 @@ def verify(place: Path | None = None) -> list[str]:
         return []
     problems = []
     for line in (place / SUMS).read_text().splitlines():
-        want, name = line.split("  ", 1)
+        want, _, name = line.partition("  ")
         if not (place / name).is_file():
-            problems.append(f"{place / name} is missing: run `git checkout -- data/pocket`")
+            problems.append(f"{place / name} is missing: {_remedy(place)}")
         elif _sha256(place / name) != want:
-            problems.append(f"{place / name} is damaged: run `git checkout -- data/pocket`")
+            problems.append(f"{place / name} is damaged: {_remedy(place)}")
     return problems
 
 
@@ -65,6 +65,15 @@ def seal(place: Path) -> None:
     )
     lines = [f"{_sha256(place / name)}  {name}\n" for name in names]
     (place / SUMS).write_text("".join(lines))
+
+
+def _remedy(place: Path) -> str:
+    """How to get a model's files back, which depends on how they came here."""
+    if place == _POCKETS[0]:
+        return "run `git checkout -- data/pocket`"
+    if place == _POCKETS[1]:
+        return "run `pip install --force-reinstall --no-deps spatext_lab`"
+    return f"copy it anew from where {place.name} came from, or train it again"
 
 
 def _sha256(path: Path) -> str:

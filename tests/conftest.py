@@ -10,7 +10,8 @@ install_import_hook(
     "spatext_lab", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
-torch.set_num_threads(2)
+# One thread: tests run side by side, one process a core.
+torch.set_num_threads(1)
 
 
 def pytest_runtest_setup() -> None:

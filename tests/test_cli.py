@@ -173,7 +173,7 @@ def test_a_stopped_training_says_how_to_go_on(monkeypatch, capsys):
     def stop(name, **given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spatext_lab.training.recipes.run", stop)
+    monkeypatch.setattr("spatext_lab.training.run.run", stop)
     assert cli.main(["train", "judge"]) == 130
     assert "--resume" in spoken(capsys)
 
@@ -195,9 +195,7 @@ def test_doctor_exit_code_is_its_verdict(monkeypatch, capsys):
 
 def test_only_what_was_said_is_handed_on(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "spatext_lab.training.recipes.run", lambda name, **k: calls.append((name, k))
-    )
+    monkeypatch.setattr("spatext_lab.training.run.run", lambda name, **k: calls.append((name, k)))
     cli.main(["train", "clip"])
     cli.main(["train", "clip", "--steps", "5", "--resume", "--device", "cpu", "--out", "o"])
     plain = {"seed": 0, "resume": False, "device": "auto"}
@@ -206,12 +204,13 @@ def test_only_what_was_said_is_handed_on(monkeypatch):
 
 
 def test_sample_writes_the_pipelines_picture(scene_file, tmp_path):
+    from spatext_lab import zoo
     from spatext_lab.spatext.pipeline import SpaTextPipeline
 
     out = tmp_path / "new" / "p.png"
     argv = ["sample", "--method", "spatext", "--scene", str(scene_file), "--out", str(out)]
     assert cli.main([*argv, "--seed", "3", "--steps", "2", "--region-guidance-scale", "2.5"]) == 0
-    pipeline = SpaTextPipeline.from_pretrained("pocket")
+    pipeline = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
     expected = pipeline(Scene.load(scene_file), seed=3, steps=2, region_guidance_scale=2.5)
     with Image.open(out) as picture:
         assert picture.format == "PNG"
@@ -237,7 +236,7 @@ def test_data_pocket_is_read_by_data_coco(tmp_path, capsys):
 def test_data_coco_where_nothing_passes_is_exit_1(tmp_path, capsys):
     cli.main(["data", "pocket", "--out", str(tmp_path), "--train", "1", "--val", "1"])
     argv = ["data", "coco", "--root", str(tmp_path), "--split", "val", "--licences", "all"]
-    assert cli.main([*argv, "--min-area", "1"]) == 1
+    assert cli.main([*argv, "--min-area", "0.999"]) == 1
     assert "no photo passes" in capsys.readouterr().err
 
 
@@ -253,16 +252,18 @@ def test_scores_are_printed_and_written(monkeypatch, tmp_path, capsys):
     out = tmp_path / "scores.json"
     argv = ["evaluate", "--method", "true", "--scenes", "3", "--seed", "7", "--json", str(out)]
     assert cli.main(argv) == 0
-    assert asked == [("true", {"scenes": 3, "seed": 7})]
+    assert asked == [("true", {"scenes": 3, "seed": 7, "model": "pocket"})]
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out) == scores
 
 
-def test_tour_hands_on_the_coco_folder(monkeypatch, tmp_path):
+def test_tour_hands_on_what_was_said(monkeypatch):
     calls = []
-    monkeypatch.setattr("spatext_lab.tour.run", lambda out, coco=None: calls.append((out, coco)))
-    assert cli.main(["tour", "--out", "o", "--coco", "c"]) == 0
+    monkeypatch.setattr("spatext_lab.tour.run", lambda out, **given: calls.append((out, given)))
+    assert cli.main(["tour", "--out", "o", "--coco", "c", "--model", "m", "--scene", "s"]) == 0
     assert cli.main(["tour", "--out", "o"]) == 0
-    assert calls == [(Path("o"), Path("c")), (Path("o"), None)]
+    said = {"coco": Path("c"), "scene": Path("s"), "model": "m"}
+    nothing = {"coco": None, "scene": None, "model": "pocket"}
+    assert calls == [(Path("o"), said), (Path("o"), nothing)]
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(monkeypatch, tmp_path):

@@ -14,14 +14,14 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from spatext_lab.clip import CONFIG_NAME, WEIGHTS_NAME, Clip, segment_crop
-from tests.tiny import tiny_clip
+from tests.tiny import tiny_model
 
 TEXTS = ["a red ball", "", "zebras & quartz, 42 of them!", "a fish with red stripes"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tiny_clip(tmp_path_factory.mktemp("clip"))
+    return tiny_model(tmp_path_factory.mktemp("model")) / "spatext" / "clip"
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +138,10 @@ def test_vectors_against_plain_open_clip(clip, folder):
 @torch.no_grad()
 def test_pictures_of_any_size_are_brought_to_the_networks(clip):
     large = torch.rand(2, 3, 64, 64)
-    channels = [[Image.fromarray(c.numpy()) for c in picture] for picture in large]
-    small = [[np.asarray(c.resize((16, 16), Image.Resampling.BILINEAR)) for c in p] for p in channels]
+    channels = [Image.fromarray(channel.numpy()) for channel in large.flatten(0, 1)]
+    small = [np.array(c.resize((16, 16), Image.Resampling.BILINEAR)) for c in channels]
     assert clip.image_size == 16
-    by_hand = clip.images(torch.from_numpy(np.array(small)))
+    by_hand = clip.images(torch.from_numpy(np.stack(small)).view(2, 3, 16, 16))
     assert_close(clip.images(large), by_hand, atol=1e-4, rtol=1e-4)
 
 
@@ -159,9 +159,7 @@ def test_a_text_that_is_too_long_is_cut(clip):
     long = "a red ball and " * 30
     ids = clip.tokenizer([long])
     assert ids.shape == (1, 32)
-    assert ids[0, -1] == CLIPTokenizer.from_pretrained(clip.tokenizer.tokenizer.name_or_path)(
-        ""
-    ).input_ids[-1]
+    assert ids[0, -1] == ids.max()  # the end token is the last of the vocabulary
     assert torch.isfinite(clip.text([long])).all()
 
 

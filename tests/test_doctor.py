@@ -9,7 +9,7 @@ import pytest
 import torch
 from packaging.utils import canonicalize_name
 
-from spatext_lab import doctor
+from spatext_lab import doctor, zoo
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
@@ -69,11 +69,52 @@ def test_a_damaged_package_is_replaced_without_what_it_stands_on(monkeypatch):
     assert broken.fix.endswith("--force-reinstall --no-deps einops")
 
 
-def test_damaged_models_are_named(monkeypatch):
-    monkeypatch.setattr("spatext_lab.zoo.verify", lambda: ["spatext/unet: sha256 differs"])
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """A small stand-in for data/pocket, whole and sealed."""
+    for part in ("text-to-image", "spatext", "judge"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(part.encode())
+    zoo.seal(tmp_path)
+    monkeypatch.setattr(zoo, "_POCKETS", (tmp_path,))
+    return tmp_path
+
+
+def test_whole_models_pass(monkeypatch, shipped):
+    assert examine(monkeypatch, "models")["models"].ok
+
+
+def damage(folder):
+    (folder / "spatext" / "model.safetensors").write_bytes(b"half")
+
+
+def lose_a_file(folder):
+    (folder / "judge" / "model.safetensors").unlink()
+
+
+def lose_a_part(folder):
+    (folder / "text-to-image" / "model.safetensors").unlink()
+    (folder / "text-to-image").rmdir()
+
+
+def lose_the_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (damage, "spatext/model.safetensors is damaged"),
+        (lose_a_file, "judge/model.safetensors is missing"),
+        (lose_a_part, "text-to-image"),
+        (lose_the_sums, "SHA256SUMS is missing"),
+    ],
+)
+def test_harmed_models_are_named(monkeypatch, shipped, harm, named):
+    harm(shipped)
     broken = examine(monkeypatch, "models")["models"]
     assert not broken.ok
-    assert "spatext/unet: sha256 differs" in broken.detail
+    assert named in broken.detail
     assert broken.fix == "git checkout -- data/pocket"
 
 

@@ -18,8 +18,10 @@ from hypothesis.extra import numpy as hnp
 from spatext_lab import rle
 from spatext_lab.scene import Region, Scene
 
+# A busy machine is no failure, hence no deadline.
+steady = settings(max_examples=50, deadline=None)
 BOX_ORDER = "box=(x0, y0, x1, y1)"
-GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
+GRIDS = st.tuples(st.integers(1, 7), st.integers(1, 7))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
@@ -64,7 +66,7 @@ def answered(phrase):
 # --- what a scene says ----------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@steady
 @given(SCENES)
 def test_json_round_trip_is_exact(parts):
     scene = Scene(*parts)
@@ -89,7 +91,7 @@ def test_file_format_is_the_documented_one():
     }
 
 
-@settings(deadline=None)
+@steady
 @given(SCENES, GRIDS)
 def test_label_map_is_the_slow_loop(parts, grid):
     scene, (h, w) = Scene(*parts), grid
@@ -123,7 +125,7 @@ def slow_between(start, stop, i, count):
     return i in (hits or [min(math.floor((start + stop) / 2 * count), count - 1)])
 
 
-@settings(deadline=None)
+@steady
 @given(SCENES, GRIDS)
 def test_no_region_vanishes_on_a_coarse_grid(parts, grid):
     assert all(region.mask_at(*grid).any() for region in parts[1])
@@ -141,7 +143,7 @@ def test_a_tiny_region_keeps_the_pixel_it_lies_in(pixel, expected):
         np.testing.assert_array_equal(np.argwhere(region.mask_at(2, 2)), [expected])
 
 
-@settings(deadline=None)
+@steady
 @given(GRIDS.flatmap(masks))
 def test_tight_box_of_a_mask(mask):
     h, w = mask.shape
@@ -177,7 +179,7 @@ def test_a_scene_may_be_silent_about_the_whole_or_the_parts():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@settings(max_examples=200, deadline=None)
+@steady
 @given(st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda s: hnp.arrays(bool, s)))
 def test_run_lengths_agree_with_pycocotools(mask):
     coco_mask = pytest.importorskip("pycocotools.mask")
@@ -192,7 +194,7 @@ def test_long_runs_take_several_characters():
     np.testing.assert_array_equal(rle.decode(rle.encode(mask)), mask)
 
 
-@settings(deadline=None)
+@steady
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=130), max_size=12))
 def test_any_counts_give_a_mask_or_a_value_error(counts):
     with answered("mask.counts"):
@@ -220,7 +222,7 @@ def test_nothing_can_be_changed():
             change()
 
 
-@settings(deadline=None)
+@steady
 @given(SCENES)
 def test_copies_are_equal(parts):
     scene = Scene(*parts)
@@ -288,7 +290,7 @@ def test_a_wrong_box_is_told_the_right_form(box, phrases):
         assert phrase in str(caught.value)
 
 
-@settings(deadline=None)
+@steady
 @given(st.lists(st.floats() | st.integers(-9, 999), min_size=4, max_size=4))
 def test_any_four_numbers_give_a_box_or_a_value_error(numbers):
     with answered(BOX_ORDER):
@@ -460,7 +462,7 @@ def test_a_damaged_file_is_told_what_and_where(text, phrases):
 # --- files ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@steady
 @given(SCENES)
 def test_file_round_trip(tmp_path_factory, parts):
     scene, path = Scene(*parts), tmp_path_factory.mktemp("scenes") / "scene.json"

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODELS = ROOT / "data" / "pocket"
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +24,30 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_it_carries_every_model_file_unchanged(wheel):
+@pytest.mark.parametrize("part", ["pocket", "scenes"])
+def test_it_carries_the_data_unchanged(wheel, part):
+    inside, outside = f"spatext_lab/_data/{part}/", ROOT / "data" / part
     with zipfile.ZipFile(wheel) as archive:
         carried = {
-            name.removeprefix("spatext_lab/_data/pocket/"): hashlib.sha256(
-                archive.read(name)
-            ).digest()
+            name.removeprefix(inside): hashlib.sha256(archive.read(name)).hexdigest()
             for name in archive.namelist()
-            if name.startswith("spatext_lab/_data/pocket/")
+            if name.startswith(inside)
         }
     there = {
-        path.relative_to(MODELS).as_posix(): hashlib.sha256(path.read_bytes()).digest()
-        for path in MODELS.rglob("*")
+        path.relative_to(outside).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in outside.rglob("*")
         if path.is_file()
     }
     assert carried == there
-    assert any(name.endswith(".safetensors") for name in carried)
+    assert any(name.endswith((".safetensors", ".json")) for name in carried)
 
 
-def test_it_carries_every_module_and_nothing_else(wheel):
+def test_it_carries_the_whole_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {n for n in archive.namelist() if not n.startswith("spatext_lab/_data/")}
-    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("spatext_lab/**/*.py")}
-    assert modules <= names
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"spatext_lab"}
-    assert not any("__pycache__" in name for name in names)
+    files = {path for path in ROOT.glob("spatext_lab/**/*") if path.is_file()}
+    here = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    assert {name for name in names if ".dist-info/" not in name} == here
 
 
 def test_it_declares_the_command_the_licence_and_the_python(wheel):

@@ -50,7 +50,7 @@ def read_coco(
     split: str,
     *,
     licences: Collection[int] | None = FREE_LICENCES,
-    min_area: float = 0.05,
+    min_area: float | int = 0.05,
     regions: tuple[int, int] = (1, 3),
     categories: Collection[str] | None = None,
     limit: int | None = None,
@@ -83,6 +83,7 @@ def read_coco(
     if not root.is_dir():
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
+    min_area = float(min_area)
     wanted = Wanted(licences, categories, min_area)
     index = Index(root / "annotations", split, wanted, report)
     order = sorted(index.pictures)
@@ -106,7 +107,7 @@ def read_coco(
 
 
 def _check_arguments(
-    split: str, min_area: float, regions: tuple[int, int], limit: int | None
+    split: str, min_area: float | int, regions: tuple[int, int], limit: int | None
 ) -> None:
     if split not in ("train", "val"):
         raise ValueError(f'split is {split!r}: write "train" or "val" (COCO 2017 has no other)')

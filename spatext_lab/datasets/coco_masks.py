@@ -60,8 +60,8 @@ def _from_runs(counts: list, h: int, w: int) -> Mask:
 def panoptic_ids(path: Path) -> Int32[np.ndarray, "h w"]:
     """The segment id of every pixel, R + 256 G + 65536 B; 0 is no segment."""
     with Image.open(path) as picture:
-        rgb = np.asarray(picture.convert("RGB")).astype(np.int32)  # uint8 would overflow
-    return rgb @ np.array([1, 256, 65536], np.int32)
+        rgb = np.asarray(picture.convert("RGB"))
+    return rgb @ np.array([1, 256, 65536], np.int32)  # int32 throughout: uint8 would overflow
 
 
 def on_top_of_each_other(masks: Sequence[Mask]) -> list[Mask]:

@@ -116,14 +116,14 @@ def _segments(item: PocketItem) -> tuple[list[dict[str, Any]], UInt8[np.ndarray,
     picture = np.zeros_like(item.image)
     for segment in item.segments:
         category = categories[LABELS.index(segment.label)]
-        red, green, blue = category["color"]
-        # The category's colour, so that the PNG can be looked at; a step on for each repetition.
-        step = sum(info["category_id"] == category["id"] for info in infos)
-        red = (red + step) % 256
-        picture[segment.mask] = red, green, blue
+        # The category's colour, so that the PNG can be looked at, or the next one that is free.
+        number = sum(c * 256**i for i, c in enumerate(category["color"]))
+        while number in {info["id"] for info in infos}:
+            number += 1
+        picture[segment.mask] = [number >> shift & 255 for shift in (0, 8, 16)]
         infos.append(
             {
-                "id": red + 256 * green + 65536 * blue,
+                "id": number,
                 "category_id": category["id"],
                 "iscrowd": 0,
                 "bbox": _bbox(segment.mask, segment.text),

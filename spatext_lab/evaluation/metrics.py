@@ -50,7 +50,7 @@ def region_correct(
     if colour is None:
         return True
     coloured = colours[mask & (colours > 0)]
-    return len(coloured) > 0 and np.bincount(coloured).argmax() == colour
+    return len(coloured) > 0 and bool(np.bincount(coloured).argmax() == colour)
 
 
 def psnr(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
@@ -59,7 +59,10 @@ def psnr(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
 
 
 def bootstrap(
-    values: Sequence[float], groups: Sequence[int], seed: int = 0, draws: int = 1000
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[int] | np.ndarray,
+    seed: int = 0,
+    draws: int = 1000,
 ) -> tuple[float, float]:
     """95 % interval of the mean, by drawing whole groups (scenes) again with replacement.
 

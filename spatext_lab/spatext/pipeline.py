@@ -2,7 +2,7 @@
 """From a scene to a picture: the text-to-image model, and SpaText on top of it.
 
 A model folder has the layout of diffusers: `model_index.json` and a folder per part. A part that
-several models share need not lie there twice: `_shared` names the folder that has it.
+several models share need not lie there twice: `_shared` says which other folder has it.
 """
 
 import json
@@ -72,9 +72,8 @@ class TextToImagePipeline:
         index = json.loads((folder / INDEX).read_text())
         parts = {}
         for name in cls.PARTS:
-            places = [folder / name, folder / index.get("_shared", "") / name]
-            place = next((p for p in places if p.is_dir()), None)
-            if place is None or name not in index:
+            place = folder / index.get("_shared", {}).get(name, "") / name
+            if name not in index or not place.is_dir():
                 raise FileNotFoundError(f"{folder} has no part {name!r}; {cls.__name__} needs it")
             parts[name] = _load(index[name], place, device)
         return cls(**parts)
@@ -208,11 +207,15 @@ class SpaTextPipeline(TextToImagePipeline):
 
 
 def write_index(folder: Path, pipeline: type[TextToImagePipeline], shared: str = "") -> None:
-    """Writes `model_index.json`; `shared` is the folder, seen from here, of parts not here."""
+    """Writes `model_index.json`; parts that are not in `folder` are looked for in `shared`.
+
+    shared: a model folder's path as seen from `folder`; empty where every part is in `folder`.
+    """
     index = {"_class_name": pipeline.__name__, "_diffusers_version": diffusers.__version__}
     index |= {name: list(kind) for name, kind in pipeline.PARTS.items()}
     if shared:
-        index["_shared"] = shared
+        missing = [name for name in pipeline.PARTS if not (folder / name).is_dir()]
+        index["_shared"] = dict.fromkeys(missing, shared)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

@@ -22,7 +22,7 @@ OVERSAMPLE = 4  # a scene's masks are read on a grid this many times finer than 
 
 def coverage(masks: Bool[Tensor, "*b H W"], size: tuple[int, int]) -> Float[Tensor, "*b h w"]:
     """The share of each map cell that a mask covers, in [0, 1]: area averaging."""
-    flat = masks.float().flatten(0, -3)[:, None]
+    flat = masks.float().reshape(-1, 1, *masks.shape[-2:])
     return F.adaptive_avg_pool2d(flat, size).view(*masks.shape[:-2], *size)
 
 

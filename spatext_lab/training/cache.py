@@ -73,7 +73,8 @@ def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None
     """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
     latents, captions, vectors, cover = [], [], [], []
     size = None
-    for chunk in _chunks(tqdm(examples, total=total, desc="caching", unit="picture")):
+    bar = tqdm(total=total, desc="caching", unit="picture")
+    for chunk in _chunks(examples):
         images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
         latents.append(encode(vae, images).cpu())
         captions += [e.captions for e in chunk]
@@ -83,6 +84,8 @@ def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None
                 v, c = _segments(image, example.masks, clip, size)
                 vectors.append(v)
                 cover.append(c)
+        bar.update(len(chunk))
+    bar.close()
     segments = (None, None) if clip is None else (torch.stack(vectors), torch.stack(cover))
     return Cache(torch.cat(latents), captions, *segments)
 

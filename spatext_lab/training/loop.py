@@ -42,7 +42,7 @@ class Step:
 
     index: int  # counted from 0
     loss: float
-    seconds: float  # since training (or going on with it) began
+    seconds: float  # that training has taken so far, before a stop too
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Trainer:
     device: str = "auto"
     done: int = 0
     losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         cpu = self.device == "cpu" or not torch.cuda.is_available()
@@ -74,13 +75,14 @@ class Trainer:
 
     def run(self) -> Iterator[Step]:
         """Trains to the plan's last step, yielding after each one."""
-        start = time.perf_counter()
+        start = time.perf_counter() - self.seconds
         while self.done < self.plan.steps:
             index = self.done
             loss = self._step(index)
             self.done += 1
             self.losses.append(loss)
-            yield Step(index, loss, time.perf_counter() - start)
+            self.seconds = time.perf_counter() - start
+            yield Step(index, loss, self.seconds)
 
     def _step(self, index: int) -> float:
         self.module.train()

@@ -33,10 +33,16 @@ def run(
     A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute; `resume`
     goes on from it with the loss curve that an unbroken run has.
 
-    Raises ValueError for an unknown recipe or steps < 1, and what checkpoint.load raises.
+    data: a folder in COCO layout to learn from, for recipes that can; None for pocket scenes.
+
+    Raises ValueError for an unknown recipe, data that it cannot take, or steps < 1, and what
+    checkpoint.load raises.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r}; there are {', '.join(RECIPES)}")
+    if data is not None and not RECIPES[name].reads_data:
+        takes = ", ".join(r.name for r in RECIPES.values() if r.reads_data)
+        raise ValueError(f"data is {data}; {name} learns from pocket scenes, only {takes} takes it")
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; give at least 1")
     recipe = RECIPES[name]
@@ -49,7 +55,7 @@ def run(
     saved = out.with_name(out.name + ".checkpoint")
     if resume:
         checkpoint.load(trainer, saved)
-    seconds = _train(trainer, saved)
+    _train(trainer, saved)
     trainer.use_average()
     job.save(out)
     write_card(
@@ -60,7 +66,7 @@ def run(
             "data": job.data,
             "plan": asdict(job.plan),
             "final_loss": round(sum(trainer.losses[-100:]) / len(trainer.losses[-100:]), 5),
-            "seconds": round(seconds),
+            "seconds": round(trainer.seconds),
             "hardware": _hardware(trainer.accelerator.device),
             "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
         },
@@ -68,9 +74,9 @@ def run(
     return out
 
 
-def _train(trainer: Trainer, saved: Path) -> float:
-    """The loop with a progress bar; returns the seconds that training took, earlier runs too."""
-    start = last = time.perf_counter()
+def _train(trainer: Trainer, saved: Path) -> None:
+    """The loop with a progress bar, and a checkpoint every minute."""
+    last = time.perf_counter()
     bar = tqdm(total=trainer.plan.steps, initial=trainer.done, unit="step", mininterval=1)
     for step in trainer.run():
         bar.update()
@@ -80,7 +86,6 @@ def _train(trainer: Trainer, saved: Path) -> float:
             last = time.perf_counter()
     bar.close()
     checkpoint.save(trainer, saved)
-    return time.perf_counter() - start
 
 
 def _hardware(device: torch.device) -> str:

@@ -20,6 +20,7 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
+    reads_data: bool = False  # whether it can learn from a folder in COCO layout
 
     def make(self, plan: Plan, device: str, data: Path | None) -> Job:
         """Builds the module and its data; may take a while where latents have to be cached."""
@@ -37,6 +38,14 @@ RECIPES = {
             Plan(steps=6500, lr=2e-3, weight_decay=1e-4),
             0.2,
             "turns 64 x 64 pocket pictures into 16 x 16 x 4 latents and back",
+        ),
+        Recipe(
+            "decoder",
+            "decoder",
+            "text-to-image/vae",
+            Plan(steps=4500, lr=1e-3, weight_decay=1e-4),
+            0.2,
+            "the same autoencoder with a sharper decoder",
         ),
         Recipe(
             "clip",
@@ -58,7 +67,7 @@ RECIPES = {
             "text-to-image",
             "text_to_image",
             "text-to-image",
-            Plan(steps=2600, lr=1e-3),
+            Plan(steps=1400, lr=1e-3),
             0.8,
             "draws pocket pictures from captions; what SpaText starts from",
         ),
@@ -66,9 +75,10 @@ RECIPES = {
             "spatext",
             "spatext",
             "spatext",
-            Plan(steps=3200, lr=8e-4),
+            Plan(steps=2800, lr=1e-3),
             0.8,
             "draws pocket scenes: a caption, and texts for regions",
+            reads_data=True,
         ),
     )
 }

@@ -106,4 +106,8 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
         return loss(vectors, clip.text(texts), clip.model.logit_scale.exp())
 
     scenes = f"pocket scenes train 0-{plan.steps * SCENES - 1}, no held-out combination"
-    return Job(_Pairs(clip.model), loss_at, clip.save_pretrained, plan, scenes)
+
+    def save(folder: Path) -> None:
+        clip.save_pretrained(folder, torch.float16)
+
+    return Job(_Pairs(clip.model), loss_at, save, plan, scenes)

@@ -58,7 +58,7 @@ def fine_tune(
     def save(folder: Path) -> None:
         unet.half().save_pretrained(folder / "unet")
         unet.float()
-        clip.save_pretrained(folder / "clip")
+        clip.save_pretrained(folder / "clip", torch.float16)
         write_index(folder, SpaTextPipeline, shared="../text-to-image")
 
     return Job(unet, loss_at, save, plan, phrase)

@@ -84,11 +84,11 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
     def save(folder: Path) -> None:
-        unet.half().save_pretrained(folder / "unet")
-        text_encoder.half().save_pretrained(folder / "text_encoder")
+        for part, name in ((unet, "unet"), (text_encoder, "text_encoder"), (vae, "vae")):
+            part.half().save_pretrained(folder / name)
+            part.float()
         tokenizer.save_pretrained(folder / "tokenizer")
         scheduler.save_pretrained(folder / "scheduler")
-        vae.half().save_pretrained(folder / "vae")
         write_index(folder, TextToImagePipeline)
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})

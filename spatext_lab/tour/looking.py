@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first half of the tour: a scene, its map, its pictures, and the two guidance scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from shlex import quote
+
+from PIL import Image
+from tqdm import tqdm
+
+from spatext_lab.evaluation.report import scores, tasks
+from spatext_lab.figures import draw_scene, map_picture, outline
+from spatext_lab.scene import Scene
+from spatext_lab.tour.markup import Html, command, figure, folded, legend, prose, table, tiles
+from spatext_lab.tour.plan import Tour
+
+SCENE_FILE = "scene.json"
+
+
+def scene(tour: Tour) -> list[Html]:
+    """1: what is asked for."""
+    tour.scene.save(tour.page.folder / SCENE_FILE)
+    drawn = tour.page.image(
+        "scene", draw_scene(tour.scene, 384), f"The scene's regions: {_listed(tour.scene)}", 384
+    )
+    file = quote(str(tour.home / SCENE_FILE))
+    return [
+        prose(
+            "A scene is a caption for the whole picture and a text for each region. A region is a "
+            "mask (any shape) or a box. Later regions lie over earlier ones."
+        ),
+        figure(
+            Html(f'<div class="beside">{drawn}{legend(tour.scene)}</div>'),
+            "The regions by number, and their texts. Nothing here is drawn by a model: this is all "
+            "that the model is told.",
+            "A mask says where, not how: which way a boat sails is left to chance. What no region "
+            "covers would be light grey here, and is left to the caption.",
+        ),
+        prose(
+            f"It is the file `{SCENE_FILE}` beside this page. Change a text in it, then draw one "
+            "picture of it, or take this tour with it:"
+        ),
+        command(
+            f"spatext-lab sample --method spatext --seed 0 --scene {file} --out mine.png",
+            f"spatext-lab tour --scene {file} --out outputs/mine",
+        ),
+        folded("The file", tour.scene.to_json()),
+    ]
+
+
+def st_map(tour: Tour) -> list[Html]:
+    """2: what the network reads."""
+    page, values = tour.page, tour.spatext.st_map(tour.scene)
+    d, h, w = values.shape
+    drawn = page.image("map-scene", draw_scene(tour.scene), "The scene's regions, as above")
+    seen = page.image(
+        "map",
+        map_picture(values),
+        f"The spatio-textual map, {h} by {w} cells; regions with like texts have like colours, "
+        "cells of no region are grey",
+    )
+    covered = values.any(0).float().mean().item()
+    page.facts["map"] = {"shape": [d, h, w], "covered": round(covered, 4)}
+    return [
+        prose(
+            "CLIP turns each region's text into a vector, which is painted into the region's "
+            f"cells. The result is the spatio-textual map: {d} numbers at each of {h} × {w} places."
+        ),
+        figure(
+            tiles(
+                [
+                    (drawn, "the scene"),
+                    (seen, f"its map; the {d} numbers as 3 principal components"),
+                ],
+                256,
+            ),
+            "Like colours are like vectors, so texts that mean much the same look much the same; "
+            "grey cells hold zeros.",
+            f"The map is as coarse as the latents: {h} × {w} cells. What is thinner than a cell "
+            "keeps no shape, and a cell half covered holds half a vector.",
+        ),
+    ]
+
+
+def with_and_without(tour: Tour) -> list[Html]:
+    """3: the same noise, with the map and without it."""
+    seeds = range(tour.budget.seeds)
+    plain = Scene(tour.scene.caption)
+    pictures = {
+        name: tour.spatext([asked] * len(seeds), **tour.settings)
+        for name, asked in tqdm(
+            [("without", plain), ("with", tour.scene)], desc="drawing", unit="batch"
+        )
+    }
+    return [
+        prose(
+            "Each column starts from the same noise (the same seed). Above, the model is given the "
+            "caption alone; below, the caption and the map."
+        ),
+        figure(
+            Html(
+                "".join(
+                    _row(tour, name, pictures[name.split()[0]], traced)
+                    for name, traced in (("without", True), ("with", True), ("with plain", False))
+                )
+            ),
+            "Without the map (first row) things stand wherever the noise happens to put them, and "
+            "nothing ties them to the outlines; with it (second row) they should fill their "
+            "outlines in every column. The third row is the second without outlines.",
+            "Edges are soft and small things lose their details: the latents are coarse and the "
+            "model is tiny. Look for colours that leak from one thing to its neighbour.",
+        ),
+    ]
+
+
+def _row(tour: Tour, name: str, pictures: Sequence[Image.Image], traced: bool) -> Html:
+    cells = []
+    for seed, picture in enumerate(pictures):
+        label = f"{name.split()[0]} the map, seed {seed}"
+        shown = outline(picture, tour.scene) if traced else picture
+        alt = f"{tour.scene.caption}: drawn {label}" + ", regions outlined" * traced
+        file = f"{name.replace(' ', '-')}-{seed}"
+        cells.append((tour.page.image(file, shown, alt, seed=seed, **tour.settings), label))
+    return tiles(cells, 200)
+
+
+def sweep(tour: Tour) -> list[Html]:
+    """4: how loud the caption, how loud the map; one batch a cell."""
+    scales, todo = tour.budget.scales, list(tasks(tour.budget.swept, split="val"))
+    asked = [tour.scene, *(task.scene for task in todo)]
+    rows, found = [], {}
+    bar = tqdm(total=len(scales) ** 2, desc="drawing", unit="batch")
+    for caption in scales:
+        row: list[str | Html] = [f"caption {caption:g}"]
+        for region in scales:
+            made = {"guidance_scale": caption, "region_guidance_scale": region}
+            made["steps"] = tour.budget.denoising_steps
+            pictures = tour.spatext(asked, **made)
+            iou = scores(todo, pictures[1:], tour.judge)["local_iou"]
+            found[f"{caption:g}/{region:g}"] = iou
+            alt = f"Drawn with caption scale {caption:g} and map scale {region:g}"
+            name = f"sweep-{caption:g}-{region:g}"
+            shown = tour.page.image(name, pictures[0], alt, 192, seed=0, **made)
+            row.append(Html(f"{shown}<small>IoU {iou:.2f}</small>"))
+            bar.update()
+        rows.append(row)
+    bar.close()
+    tour.page.facts["sweep"] = {"local_iou": found, "scenes": len(todo)}
+    head = ["", *(f"map {scale:g}" for scale in scales)]
+    return [
+        prose(
+            "Guidance says how loud each condition is. The caption and the map have a scale each: "
+            "0 leaves a condition out, 1 is the plain model, more exaggerates. All three "
+            "predictions of a step (none, caption, map) are one call of the network."
+        ),
+        figure(
+            table(head, rows, "pictures"),
+            "Down a column the caption gets louder, along a row the map. One seed everywhere. "
+            "The number is the local IoU over "
+            f"{len(todo)} validation scenes: how well drawn things fill their regions (1 is "
+            "perfect).",
+            "Too loud is not better: colours burn out and things grow beyond their outlines. "
+            f"{len(todo)} scenes are few, so read differences of less than 0.05 as noise.",
+        ),
+    ]
+
+
+def _listed(scene: Scene) -> str:
+    return ", ".join(f"{k} {region.text}" for k, region in enumerate(scene.regions, 1)) or "none"

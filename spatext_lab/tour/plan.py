@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tour works with: the models, the scene, and how much of everything there is time for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spatext_lab import zoo
+from spatext_lab.datasets.coco import CocoItem, CocoReport, write_coco
+from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.report import SETTINGS
+from spatext_lab.scene import Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.tour.markup import Html
+from spatext_lab.tour.page import Page
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_DATA = (_PACKAGE.parent / "data", _PACKAGE / "_data")  # of a checkout; of an installed wheel
+COCO_SCENES = 256  # training scenes of the shipped COCO-format subset
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything; the defaults keep two cores busy for about four minutes."""
+
+    denoising_steps: int = SETTINGS["spatext"]["steps"]
+    seeds: int = 4  # pictures of the scene, with the map and without
+    scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)  # of each condition, in the sweep
+    swept: int = 7  # validation scenes that give the number of a cell
+    judged: int = 20  # validation scenes behind each point of a curve
+    points: int = 6  # of a curve
+    tune_scenes: int = 256  # of the shipped subset, to learn from
+    tune_steps: int = 120  # optimiser steps, about a minute
+    rate: float = 1.5e-3  # of learning; steeper than the recipe's, for there is only a minute
+    photos: int = 60  # at most, to learn from
+    shown: int = 5  # photos, set apart and drawn
+    photo_steps: int = 100
+    scenes: int = 32  # unseen, for the numbers
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos that can be used, and what became of all others."""
+
+    items: Sequence[CocoItem]
+    reports: Sequence[CocoReport]
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What every section is given."""
+
+    page: Page
+    scene: Scene
+    budget: Budget
+    model: str
+    base: TextToImagePipeline
+    spatext: SpaTextPipeline
+    judge: Judge
+    photos: Photos | None
+    home: Path  # where the page will be, as the reader would write it
+
+    @property
+    def settings(self) -> dict:
+        """Sampling settings of all pictures but the sweep's."""
+        return SETTINGS["spatext"] | {"steps": self.budget.denoising_steps}
+
+    @classmethod
+    def load(cls, model: str, **rest: Any) -> Tour:
+        """Reads the models. Raises what `zoo.folder` raises for a missing or damaged one."""
+        return cls(
+            model=model,
+            base=TextToImagePipeline.from_pretrained(zoo.folder(model, "text-to-image")),
+            spatext=SpaTextPipeline.from_pretrained(zoo.folder(model, "spatext")),
+            judge=Judge.from_pretrained(zoo.folder(model, "judge")),
+            **rest,
+        )
+
+
+Section = Callable[[Tour], list[Html]]
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of data/. Raises FileNotFoundError where it is not."""
+    for place in _DATA:
+        if (place / name).exists():
+            return place / name
+    raise FileNotFoundError(f"{_DATA[0] / name} is missing: run `git checkout -- data`")
+
+
+def coco_subset(scratch: Path) -> Path:
+    """data/pocket-coco; where it did not come along (an installed wheel), it is drawn anew."""
+    try:
+        return shipped("pocket-coco")
+    except FileNotFoundError:
+        write_coco(scratch, "train", (pocket_item("train", i) for i in range(COCO_SCENES)))
+        return scratch
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' own notices and loading bars: a tour has a voice of its own."""
+    import diffusers
+    import transformers
+
+    kept = diffusers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    diffusers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers.logging.set_verbosity(kept)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

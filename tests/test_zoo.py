@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model folders: found, sealed as `sha256sum` seals, and refused by name where damaged."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spatext_lab import zoo
+
+FILES = {
+    "text-to-image/unet/weights.safetensors": bytes(range(256)) * 400,
+    "text-to-image/model_index.json": b"{}\n",
+    "spatext/a name with  two blanks.json": b"",
+    "README.md": b"# a model\n",
+}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    place = tmp_path / "model"
+    for name, content in FILES.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    zoo.seal(place)
+    return place
+
+
+def test_the_seal_against_hashlib(model):
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in FILES.items()]
+    assert sorted((model / zoo.SUMS).read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="there is no sha256sum here")
+def test_the_seal_against_sha256sum(model):
+    check = ["sha256sum", "--check", "--strict", zoo.SUMS]
+    assert subprocess.run(check, cwd=model, capture_output=True, check=False).returncode == 0
+    (model / "README.md").write_bytes(b"# another\n")
+    done = subprocess.run(check, cwd=model, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if "FAILED" in line] == ["README.md: FAILED"]
+    assert zoo.verify(model)[0].startswith(str(model / "README.md"))
+
+
+def test_sealing_twice_gives_the_same_seal(model):
+    before = (model / zoo.SUMS).read_bytes()
+    zoo.seal(model)
+    assert (model / zoo.SUMS).read_bytes() == before
+
+
+def test_a_whole_model_has_no_problems(model):
+    assert zoo.verify(model) == []
+    assert zoo.folder(str(model), "text-to-image") == model / "text-to-image"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(model, name):
+    (model / name).unlink()
+    (problem,) = zoo.verify(model)
+    assert str(model / name) in problem
+    assert "is missing" in problem
+    with pytest.raises(ValueError, match="is missing: copy it anew"):
+        zoo.folder(str(model), "spatext")
+
+
+@pytest.mark.parametrize("name", [name for name, content in FILES.items() if content])
+def test_one_wrong_bit_is_named(model, name):
+    content = bytearray(FILES[name])
+    content[len(content) // 2] ^= 1
+    (model / name).write_bytes(content)
+    (problem,) = zoo.verify(model)
+    assert str(model / name) in problem
+    assert "is damaged" in problem
+    with pytest.raises(ValueError, match="is damaged: copy it anew"):
+        zoo.folder(str(model), "text-to-image")
+
+
+def test_a_file_cut_short_is_named(model):
+    (model / "text-to-image/unet/weights.safetensors").write_bytes(b"\0" * 1000)
+    (model / "README.md").unlink()
+    problems = zoo.verify(model)
+    assert [problem.split(": ")[0].rpartition("/")[2] for problem in problems] == [
+        "README.md is missing",
+        "weights.safetensors is damaged",
+    ]
+
+
+def test_a_model_of_ones_own_needs_no_seal(model):
+    (model / zoo.SUMS).unlink()
+    assert zoo.verify(model) == []
+    assert zoo.folder(str(model), "spatext") == model / "spatext"
+
+
+def test_what_does_not_exist_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no folder 'judge'"):
+        zoo.folder(str(model), "judge")
+    with pytest.raises(FileNotFoundError, match=r"model is '.*nowhere'; give 'pocket' or a model"):
+        zoo.root(str(tmp_path / "nowhere"))
+
+
+def test_pocket_is_looked_for_in_the_checkout_and_then_in_the_package(monkeypatch, tmp_path):
+    checkout, package = tmp_path / "data" / "pocket", tmp_path / "_data" / "pocket"
+    monkeypatch.setattr(zoo, "_POCKETS", (checkout, package))
+    with pytest.raises(FileNotFoundError, match="model is 'pocket'"):
+        zoo.root()
+    package.mkdir(parents=True)
+    assert zoo.root("pocket") == package
+    checkout.mkdir(parents=True)
+    assert zoo.root("pocket") == checkout
+
+
+def test_the_remedy_fits_how_the_model_came(monkeypatch, tmp_path):
+    checkout, package = tmp_path / "data" / "pocket", tmp_path / "_data" / "pocket"
+    monkeypatch.setattr(zoo, "_POCKETS", (checkout, package))
+    for place, remedy in ((checkout, "git checkout"), (package, "pip install")):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text("{}")
+        zoo.seal(place)
+        (place / "config.json").write_text("{ }")
+        (problem,) = zoo.verify(place)
+        assert remedy in problem

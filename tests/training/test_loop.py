@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop against formulas and against a loop in plain torch."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spatext_lab.training.loop import Plan, Trainer
+from tests.training import toy
+
+PLAN = Plan(steps=30, lr=0.02, warmup=5, seed=3)
+
+
+def trainer(plan: Plan = PLAN) -> Trainer:
+    job = toy.make(plan)
+    return Trainer(job.module, job.loss_at, plan, "cpu")
+
+
+# --- the learning rate ----------------------------------------------------------------------------
+
+
+def test_the_rate_in_closed_form():
+    plan = Plan(steps=1000, lr=3e-3, warmup=100)
+    assert plan.rate(0) == pytest.approx(3e-3 / 100)
+    assert plan.rate(49) == pytest.approx(3e-3 * 0.5 * math.cos(math.pi * 0.049 / 2) ** 2)
+    assert plan.rate(500) == pytest.approx(1.5e-3)
+    assert plan.rate(750) == pytest.approx(3e-3 * math.cos(0.375 * math.pi) ** 2)
+    assert plan.rate(999) < 1e-8
+    rates = [plan.rate(step) for step in range(1000)]
+    top = rates.index(max(rates))
+    assert 95 <= top <= 99
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_without_warm_up_the_first_step_is_the_fastest(warmup):
+    plan = Plan(steps=10, lr=1.0, warmup=warmup)
+    assert plan.rate(0) == 1.0
+    assert plan.rate(1) < 1.0
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def slow_run(plan: Plan) -> tuple[list[float], list[torch.Tensor], list[torch.Tensor]]:
+    """Losses, weights and moving averages by the formulas of AdamW (arXiv 1711.05101, algorithm 2)
+    and of the average, one number type and one weight at a time."""
+    job = toy.make(plan)
+    weights = [p for p in job.module.parameters() if p.requires_grad]
+    first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    average, losses = [w.detach().clone() for w in weights], []
+    for i in range(plan.steps):
+        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + i)
+        loss = job.loss_at(i, generator)
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, weights)
+        length = math.sqrt(sum(g.square().sum().item() for g in gradients))
+        cut = min(1.0, plan.clip_norm / (length + 1e-6))
+        decay = 0.0 if i == 0 else min(plan.ema_decay, (1 + i) / (10 + i))
+        with torch.no_grad():
+            for k, (w, g) in enumerate(zip(weights, gradients, strict=True)):
+                first[k] = 0.9 * first[k] + 0.1 * cut * g
+                second[k] = 0.99 * second[k] + 0.01 * (cut * g) ** 2
+                mean, square = first[k] / (1 - 0.9 ** (i + 1)), second[k] / (1 - 0.99 ** (i + 1))
+                w -= plan.rate(i) * plan.weight_decay * w
+                w -= plan.rate(i) * mean / (square.sqrt() + 1e-8)
+                average[k] = decay * average[k] + (1 - decay) * w
+    return losses, [w.detach() for w in weights], average
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [PLAN, Plan(steps=30, lr=0.05, warmup=0, clip_norm=0.1, weight_decay=0.3, ema_decay=0.5)],
+)
+def test_a_run_against_the_formulas(plan):
+    run = trainer(plan)
+    steps = list(run.run())
+    losses, weights, average = slow_run(plan)
+    assert_close([step.loss for step in steps], losses, atol=1e-5, rtol=1e-4)
+    for ours, slow in zip(run.weights, weights, strict=True):
+        assert_close(ours.detach(), slow, atol=1e-5, rtol=1e-4)
+    for ours, slow in zip(run.ema.shadow_params, average, strict=True):
+        assert_close(ours, slow, atol=1e-5, rtol=1e-4)
+    run.use_average()
+    for ours, slow in zip(run.weights, average, strict=True):
+        assert_close(ours.detach(), slow, atol=1e-5, rtol=1e-4)
+    assert not run.module.training
+
+
+def test_what_a_step_tells():
+    run = trainer()
+    steps = list(run.run())
+    assert [step.index for step in steps] == list(range(PLAN.steps))
+    assert [step.loss for step in steps] == run.losses
+    assert [step.seconds for step in steps] == sorted(step.seconds for step in steps)
+    assert run.done == PLAN.steps
+    assert list(run.run()) == []
+    assert sum(run.losses[-5:]) < 0.5 * sum(run.losses[:5])
+
+
+def test_a_run_is_a_generator_that_can_be_left_and_gone_on_with():
+    whole, parts = trainer(), trainer()
+    list(whole.run())
+    for step in parts.run():
+        torch.rand(3)  # what the caller draws makes no difference
+        if step.index == 11:
+            break
+    assert parts.done == 12
+    list(parts.run())
+    assert parts.losses == whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(parts.weights, whole.weights, strict=True))
+
+
+def test_seeds_are_different_runs_and_one_seed_is_one_run():
+    curves = []
+    for seed in (3, 3, 4):
+        run = trainer(Plan(steps=5, lr=0.02, seed=seed))
+        list(run.run())
+        curves.append(run.losses)
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
+def test_weights_that_are_fixed_stay():
+    run = trainer()
+    before = copy.deepcopy(run.module.state_dict())
+    list(run.run())
+    assert torch.equal(run.module.fixed, before["fixed"])
+    assert not torch.equal(run.module.first.weight, before["first.weight"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(bad):
+    job = toy.make(PLAN)
+
+    def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+        return job.loss_at(step, generator) * (bad if step == 4 else 1)
+
+    run = Trainer(job.module, loss_at, PLAN, "cpu")
+    with pytest.raises(
+        FloatingPointError, match=r"the loss of step 4 is (nan|inf); lower the rate"
+    ):
+        list(run.run())
+    assert run.done == 4
+    assert all(torch.isfinite(weight).all() for weight in run.weights)
