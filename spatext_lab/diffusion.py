@@ -255,7 +255,7 @@ def sample(
 
     The sample is the last step's x_t. The scheduler given is left as it was. With a number of steps
     that does not divide num_train_timesteps, diffusers takes steps of a rounded length and may
-    leave about 1 % of noise in x_t; the last x_0 has none.
+    leave noise in x_t (1 % of its deviation at 15 steps, 6 % at 600); the last x_0 has none.
     Raises ValueError, before the first step, for steps outside 1 ... num_train_timesteps and where
     the condition is not for len(x_T) pictures.
     """

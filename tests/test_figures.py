@@ -27,7 +27,7 @@ from spatext_lab.figures import (
     save,
     show,
 )
-from spatext_lab.pictures import EMPTY, INK, WHITE, enlarged, to_image
+from spatext_lab.pictures import DPI, EMPTY, INK, WHITE, enlarged, to_image
 from spatext_lab.scene import Region, Scene
 
 DISC = np.hypot(*(np.indices((64, 64)) - 31.5)) < 20
@@ -190,6 +190,7 @@ def test_distances_of_colours_are_distances_of_vectors():
     corners[:, 0, 0], corners[:, 0, 1], corners[:, 1, 0], corners[:, 1, 1] = vectors
     drawn = np.asarray(map_picture(corners, 3)).astype(float)
     rgb = drawn[[0, 0, 1, 1], [0, 1, 0, 1]]
+    assert np.abs(rgb - 128).max() == 96  # the scale is used up
     pairs = list(combinations(range(4), 2))
     seen = np.array([np.linalg.norm(rgb[i] - rgb[j]) for i, j in pairs])
     true = np.array([np.linalg.norm(vectors[i] - vectors[j]) for i, j in pairs])
@@ -197,11 +198,13 @@ def test_distances_of_colours_are_distances_of_vectors():
     assert (drawn[:, 2] == EMPTY).all()
 
 
-def test_the_sign_is_fixed():
-    ramp = np.zeros((5, 1, 3))
-    ramp[1] = [[-1, 0, 1]]
-    ramp[4] = 0.5  # no pixel is empty
-    assert np.asarray(map_picture(ramp, 3))[0, :, 0].tolist() == [32, 128, 224]
+@pytest.mark.parametrize("seed", range(8))
+def test_the_sign_is_fixed(seed):
+    # Along one direction, red grows with the direction's largest weight.
+    direction = np.random.default_rng(seed).normal(size=5)
+    ramp = direction[:, None, None] * np.array([[[1, 2, 3]]])
+    expected = [32, 128, 224] if direction[np.abs(direction).argmax()] > 0 else [224, 128, 32]
+    assert np.asarray(map_picture(ramp, 3))[0, :, 0].tolist() == expected
 
 
 def test_arrays_and_tensors_give_one_picture():
@@ -229,7 +232,7 @@ def test_maps_with_nothing_to_tell_apart():
 
 def test_a_grid_holds_each_pixel_as_a_sharp_square():
     pictures = [noise(), None, noise(32, 64), Image.fromarray(noise(96, 96))]
-    figure = grid(pictures, 2, ["one", "two"], ["first row", "second"], size=192)
+    figure = grid(pictures, 2, size=192)
     sheet = np.asarray(to_image(figure))
     expected = [np.asarray(enlarged(to_image(p), 192)) for p in pictures if p is not None]
     boxes = [axes.get_window_extent() for axes in figure.axes]
@@ -238,6 +241,10 @@ def test_a_grid_holds_each_pixel_as_a_sharp_square():
         x, y = round(box.x0), len(sheet) - round(box.y1)
         height, width, _ = pixels.shape
         np.testing.assert_array_equal(sheet[y : y + height, x : x + width], pixels)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * DPI)  # a sharper screen: squares of twice the side
+    fine = np.asarray(Image.open(buffer).convert("RGB"))
+    np.testing.assert_array_equal(fine, fine[::2, ::2].repeat(2, axis=0).repeat(2, axis=1))
 
 
 def test_titles_are_whole_and_apart():

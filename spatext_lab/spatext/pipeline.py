@@ -145,8 +145,9 @@ class TextToImagePipeline:
         Raises ValueError for settings out of range.
         """
         for step in self.stream(scenes, **settings):
-            x_t = step.x_t
-        pictures = self.decode(x_t)
+            # the last x_0: x_t itself where `steps` divides the schedule, and free of noise always
+            latents = step.x_0
+        pictures = self.decode(latents)
         return pictures[0] if isinstance(scenes, Scene) else pictures
 
     @torch.no_grad()

@@ -59,7 +59,9 @@ class UNetDenoiser:
         any map if it takes none: left out without a word, it would just have no effect.
         """
         st_map = self._checked_map(x_t, condition)
-        x_in = x_t if st_map is None else torch.cat([x_t, st_map], dim=1)
+        # CLIP's vectors have length 1, so their d numbers are small; brought to the variance of the
+        # latents, the map is learned as fast as everything else (DALL-E 2's prior does the same).
+        x_in = x_t if st_map is None else torch.cat([x_t, st_map * st_map.shape[1] ** 0.5], dim=1)
         return self.unet(x_in, t, encoder_hidden_states=condition.text).sample
 
     def _checked_map(self, x_t: Tensor, condition: Condition) -> Tensor | None:

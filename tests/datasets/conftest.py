@@ -33,14 +33,14 @@ def pocket_coco(_written, tmp_path):
 
 @pytest.fixture
 def hand_made(tmp_path):
-    """hand_made(height, width, annotations): a folder of one grey picture, file 7.png, id 7."""
+    """hand_made(height, width, annotations): a folder of one grey ramp, file 7.png, id 7."""
 
     def make(height, width, annotations):
         root = tmp_path / "hand-made"
         (root / "annotations").mkdir(parents=True)
         (root / "val2017").mkdir()
-        ramp = np.linspace(0, 255, height * width).reshape(height, width).astype(np.uint8)
-        Image.fromarray(ramp).save(root / "val2017" / "7.png")
+        ramp = np.linspace(0, 255, width).astype(np.uint8)  # from black at the left to white
+        Image.fromarray(np.tile(ramp, (height, 1))).save(root / "val2017" / "7.png")
         image = {"id": 7, "file_name": "7.png", "height": height, "width": width, "license": 4}
         defaults = {"image_id": 7, "category_id": 1, "iscrowd": 0, "area": height * width}
         content = {

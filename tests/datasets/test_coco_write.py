@@ -5,6 +5,7 @@ import json
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from pycocotools.coco import COCO
 
 from spatext_lab.datasets.coco import write_coco
 from spatext_lab.datasets.coco_masks import panoptic_ids
-from spatext_lab.datasets.pocket import KINDS, LABELS
+from spatext_lab.datasets.pocket import KINDS, LABELS, pocket_item
+
+SHIPPED = Path(__file__).parents[2] / "data" / "pocket-coco"
 
 
 def load(root, kind):
@@ -85,6 +88,14 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, pocket_items):
     assert len(files) == 3 + 2 * 3
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+
+
+def test_the_shipped_folder_is_what_is_written_today(tmp_path):
+    write_coco(tmp_path, "val", (pocket_item("val", index) for index in range(64)))
+    written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")]
+    assert len(written) == 3 + 2 * 64
+    for path in written:
+        assert (tmp_path / path).read_bytes() == (SHIPPED / path).read_bytes(), path
 
 
 def test_a_downloaded_coco_is_not_overwritten(tmp_path, pocket_items):

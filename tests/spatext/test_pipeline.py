@@ -103,7 +103,8 @@ def slow_spatext(pipeline: SpaTextPipeline, scene: Scene, seed: int, steps: int,
     for t, after in zip(times, [*times[1:], None], strict=True):
 
         def v(text: Tensor, a_map: Tensor, x=x, t=t) -> Tensor:
-            return pipeline.unet(torch.cat([x, a_map], 1), t, encoder_hidden_states=text)[0]
+            x_in = torch.cat([x, pipeline.clip.width**0.5 * a_map], 1)
+            return pipeline.unet(x_in, t, encoder_hidden_states=text)[0]
 
         nothing = v(null, zero)
         if len(scales) == 1:

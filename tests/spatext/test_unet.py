@@ -110,7 +110,9 @@ def test_a_map_stands_after_the_latent(unet):
     torch.nn.init.normal_(wide.conv_in.weight)
     x_t, st_map = torch.randn(2, 4, 8, 8), torch.randn(2, EXTRA, 8, 8)
     with torch.no_grad():
-        by_hand = wide(torch.cat([x_t, st_map], 1), T, condition().text, return_dict=False)[0]
+        by_hand = wide(
+            torch.cat([x_t, EXTRA**0.5 * st_map], 1), T, condition().text, return_dict=False
+        )[0]
     assert torch.equal(predict(wide, x_t, st_map), by_hand)
 
 

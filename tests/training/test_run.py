@@ -156,7 +156,7 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
     [
         ({"name": "toys"}, r"recipe is 'toys'; there are autoencoder, .*judge"),
         ({"name": "toy", "steps": 0}, "steps is 0; give at least 1"),
-        ({"name": "toy", "data": Path("coco")}, "toy learns from pocket scenes, only spatext takes"),
+        ({"name": "toy", "data": Path("coco")}, "data is coco; toy learns from pocket"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab.training.data import pictures
-from spatext_lab.training.job import Job
+from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 
 BATCH = 8
@@ -51,7 +51,6 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
         with torch.no_grad():
             latents = vae.encode(pictures("val", range(256)).to(vae.device)).latents
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-        vae.half().save_pretrained(folder)
-        vae.float()
+        save_half(vae, folder)
 
     return Job(vae, loss_at, save, plan, f"pocket scenes train 0-{plan.steps * BATCH - 1}")

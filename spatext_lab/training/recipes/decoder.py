@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.training.data import pictures
-from spatext_lab.training.job import Job
+from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 
 BATCH = 8
@@ -38,8 +38,7 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
         return (vae.decoder(z + LATENT_NOISE * noise) - images).square().mean()
 
     def save(folder: Path) -> None:
-        vae.half().save_pretrained(folder)
-        vae.float()
+        save_half(vae, folder)
 
     last = FIRST + plan.steps * BATCH - 1
     return Job(vae, loss_at, save, plan, f"pocket scenes train {FIRST}-{last}; encoder unchanged")

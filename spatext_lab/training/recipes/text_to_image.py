@@ -14,7 +14,7 @@ from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, tr
 from spatext_lab.spatext.pipeline import TextToImagePipeline, write_index
 from spatext_lab.spatext.unet import UNetDenoiser
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job
+from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
@@ -85,8 +85,7 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
 
     def save(folder: Path) -> None:
         for part, name in ((unet, "unet"), (text_encoder, "text_encoder"), (vae, "vae")):
-            part.half().save_pretrained(folder / name)
-            part.float()
+            save_half(part, folder / name)
         tokenizer.save_pretrained(folder / "tokenizer")
         scheduler.save_pretrained(folder / "scheduler")
         write_index(folder, TextToImagePipeline)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws docs/hero.png, the picture at the top of the README: `python docs/make_hero.py`."""
+
+from pathlib import Path
+
+from spatext_lab import Scene, SpaTextPipeline, TextToImagePipeline, zoo
+from spatext_lab.evaluation.report import SETTINGS
+from spatext_lab.figures import draw_scene, grid, save
+
+HERE = Path(__file__).resolve().parent
+NAMES = ("starry-night", "beach", "snow-boxes")
+SEEDS = {"starry-night": 1, "beach": 1, "snow-boxes": 1}
+
+
+def main() -> None:
+    """One column a scene: as painted, by its caption alone, by its map."""
+    scenes = [Scene.load(HERE.parent / "data" / "scenes" / f"{name}.json") for name in NAMES]
+    text = TextToImagePipeline.from_pretrained(zoo.folder("pocket", "text-to-image"))
+    spatext = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
+    pairs = list(zip(scenes, NAMES, strict=True))
+    pictures = [draw_scene(scene, 220) for scene in scenes]
+    for pipeline, settings in ((text, SETTINGS["text"]), (spatext, SETTINGS["spatext"])):
+        pictures += [pipeline(scene, seed=SEEDS[name], **settings) for scene, name in pairs]
+    rows = ["the scene, painted", "its caption alone", "SpaText reads the map"]
+    captions = [f"“{scene.caption}”" for scene in scenes]
+    alt = "Three painted scenes, what a text-to-image model makes of their captions, and SpaText"
+    save(grid(pictures, 3, titles=captions, row_titles=rows, size=220), HERE / "hero.png", alt)
+
+
+if __name__ == "__main__":
+    main()
