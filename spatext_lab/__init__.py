@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """spatext_lab: learn how text-to-image diffusion can be told *what* goes *where*.
 
-    from spatext_lab import Region, Scene, SpaTextPipeline
+    from spatext_lab import Region, Scene, SpaTextPipeline, zoo
 
     scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
-    picture = SpaTextPipeline.from_pretrained("pocket")(scene, seed=0)
+    picture = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))(scene, seed=0)
 
 The names below are loaded when first used, so that `import spatext_lab` costs next to nothing.
 """

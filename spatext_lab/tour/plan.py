@@ -35,8 +35,8 @@ class Budget:
     judged: int = 20  # validation scenes behind each point of a curve
     points: int = 6  # of a curve
     tune_scenes: int = 256  # of the shipped subset, to learn from
-    tune_steps: int = 120  # optimiser steps, about a minute
-    rate: float = 1.5e-3  # of learning; steeper than the recipe's, for there is only a minute
+    tune_steps: int = 140  # optimiser steps, about a minute
+    rate: float = 2e-3  # of learning; steeper than the recipe's, for there is only a minute
     photos: int = 60  # at most, to learn from
     shown: int = 5  # photos, set apart and drawn
     photo_steps: int = 100

@@ -45,7 +45,7 @@ RECIPES = {
             "text-to-image/vae",
             Plan(steps=4500, lr=1e-3, weight_decay=1e-4),
             0.2,
-            "the same autoencoder with a sharper decoder",
+            "turns pocket pictures into latents and back: recipe autoencoder, its decoder refined",
         ),
         Recipe(
             "clip",
