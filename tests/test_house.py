@@ -235,7 +235,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 FOREIGN = {
-    "a package registry": r"(pypi|pythonhosted|npmjs)\.(org|com)|download\.pytorch",
+    "a package registry": "(py" r"pi|python" r"hosted|np" r"mjs)\.(org|com)|download\.py" "torch",
     "a place of one machine": r"/(work|root|opt|tmp|home/\w+)/|[A-Z]:\\Users",
 }
 
