@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `spatext-lab`: doctor, data, train, sample, evaluate, tour.
+"""The command `spatext-lab`: doctor, data, train, sample, evaluate, ablation, tour.
 
 Each command is a thin function around the library, which is imported only when the command runs, so
 that `--help` answers at once. Exit codes: 0 done, 1 the work or a check failed, 2 the input was
@@ -17,9 +17,22 @@ from spatext_lab import __version__, commands
 from spatext_lab.commands import complain
 
 # Named here too, so that --help imports nothing; the tests compare them with the library's own.
-RECIPES = ("autoencoder", "decoder", "clip", "judge", "text-to-image", "spatext")
-SAMPLERS = ("spatext", "text")
-METHODS = (*SAMPLERS, "true", "autoencoder")
+RECIPES = (
+    "autoencoder",
+    "decoder",
+    "clip",
+    "judge",
+    "prior",
+    "text-to-image",
+    "spatext",
+    "pixel",
+)
+SAMPLERS = ("spatext", "pixel", "text")
+METHODS = (
+    *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel"),
+    *("vectors", "binary", "caption", "similarity", "text", "autoencoder", "true"),
+)
+REPRESENTATIONS = ("vectors", "binary", "caption", "similarity")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     sources = data.add_subparsers(metavar="SOURCE", required=True)
     _add_data_pocket(sources)
     _add_data_coco(sources)
-    for add in (_add_train, _add_sample, _add_evaluate, _add_tour):
+    for add in (_add_train, _add_sample, _add_evaluate, _add_ablation, _add_tour):
         add(to)
     return parser
 
@@ -125,6 +138,8 @@ def _add_train(to: Any) -> None:
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--data", type=Path, metavar="ROOT", help="a folder in COCO's layout (drawn scenes)")
+    add("--base", metavar="MODEL", help="the model to start from: pocket, or your own folder")
+    add("--representation", choices=REPRESENTATIONS, help="what SpaText's map holds (vectors)")
 
 
 def _add_sample(to: Any) -> None:
@@ -149,6 +164,16 @@ def _add_evaluate(to: Any) -> None:
     add("--scenes", type=_count, default=512, metavar="N", help="(512)")
     add("--seed", type=_seed, default=0, metavar="N")
     add("--json", type=Path, metavar="FILE", help="also write the scores here")
+    _add_model(add)
+
+
+def _add_ablation(to: Any) -> None:
+    what = "SpaText's tables: what each part is worth, what bad masks cost"
+    example = "ablation --out outputs/ablation --variants outputs/train"
+    add = _command(to, commands.ablation, "ablation", what, example).add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="for Markdown, JSON and a figure")
+    add("--scenes", type=_count, default=512, metavar="N", help="of the first table (512)")
+    add("--variants", type=Path, metavar="DIR", help="has spatext-binary and others (no such rows)")
     _add_model(add)
 
 

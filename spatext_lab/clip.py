@@ -60,6 +60,11 @@ class Clip:
         """Where the network's weights are."""
         return next(self.model.parameters()).device
 
+    def to(self, device: torch.device | str) -> "Clip":
+        """The same CLIP, its weights moved."""
+        self.model.to(device)
+        return self
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Clip":
         """Reads an open_clip folder. Raises FileNotFoundError where there is none."""
@@ -71,16 +76,23 @@ class Clip:
         name = f"local-dir:{folder}"
         return cls(open_clip.create_model(name), open_clip.get_tokenizer(name), config)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads.
+    def half(self) -> "Clip":
+        """The same CLIP, its weights in half precision."""
+        self.model.half()
+        return self
 
-        dtype: precision of the file; None for the one that the weights have.
-        """
+    def float(self) -> "Clip":
+        """The same CLIP, its weights in single precision."""
+        self.model.float()
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         weights = self.model.state_dict()
-        state = {k: v.to("cpu", dtype or v.dtype).contiguous() for k, v in weights.items()}
+        state = {k: v.cpu().contiguous() for k, v in weights.items()}
         save_file(state, folder / WEIGHTS_NAME)
         (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
 
@@ -88,6 +100,22 @@ class Clip:
         """One unit vector per text."""
         ids = self.tokenizer(texts).to(self.device)
         return self.model.encode_text(ids, normalize=True)
+
+    def cut(self, text: str) -> str:
+        """The end of a text that is beyond what the text transformer reads; mostly empty."""
+        context = self.config["model_cfg"]["text_cfg"]["context_length"]
+        words = text.split()
+        for kept in range(len(words), 0, -1):
+            if self._length(" ".join(words[:kept])) <= context:
+                return " ".join(words[kept:])
+        return text
+
+    def _length(self, text: str) -> int:
+        """Tokens of a text with its begin and its end, not cut."""
+        tokenizer = getattr(self.tokenizer, "tokenizer", None)
+        if tokenizer is None:  # open_clip's own
+            return len(self.tokenizer.encode(text)) + 2
+        return len(tokenizer(text).input_ids)
 
     def images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """One unit vector per picture; values in [0, 1], any size (resized to `image_size`)."""

@@ -78,9 +78,9 @@ def _scene_lines(items: Sequence[Any]) -> Iterator[str]:
 def train(args: argparse.Namespace) -> int:
     from spatext_lab.training import run as training
 
-    given = _given(args, "steps", "seed", "out", "resume", "device", "data")
+    names = ("steps", "seed", "out", "resume", "device", "data", "base", "representation")
     try:
-        training.run(args.recipe, **given)
+        training.run(args.recipe, **_given(args, *names))
     except KeyboardInterrupt:
         return complain("stopped; --resume goes on from the last checkpoint", 130)
     return 0
@@ -95,15 +95,17 @@ def sample(args: argparse.Namespace) -> int:
     from spatext_lab.scene import Scene
 
     scene = Scene.load(args.scene)
+    from spatext_lab import zoo
     from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
 
     methods = {
         "spatext": (SpaTextPipeline, "spatext"),
+        "pixel": (SpaTextPipeline, "spatext-pixel"),
         "text": (TextToImagePipeline, "text-to-image"),
     }
     pipeline, part = methods[args.method]
     given = _given(args, "seed", "steps", "guidance_scale", "region_guidance_scale")
-    picture = pipeline.from_pretrained(_model_folder(args.model, part))(scene, **given)
+    picture = pipeline.from_pretrained(zoo.part(args.model, part))(scene, **given)
     picture.save(png := io.BytesIO(), format="PNG")
     _write(args.out, png.getvalue())
     print(args.out)
@@ -123,6 +125,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def ablation(args: argparse.Namespace) -> int:
+    from spatext_lab.evaluation import tables
+
+    tables.run(args.out, scenes=args.scenes, model=args.model, variants=args.variants)
+    return 0
+
+
 def tour(args: argparse.Namespace) -> int:
     from spatext_lab import tour
 
@@ -136,15 +145,6 @@ def tour(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What the user said; the rest is the library's own defaults, written there alone."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _model_folder(model: str, part: str) -> Path:
-    """One pipeline's folder as `train` writes it, or its part of a whole model such as "pocket"."""
-    from spatext_lab import zoo
-
-    if (Path(model) / "model_index.json").is_file():
-        return Path(model)
-    return zoo.folder(model, part)
 
 
 def _make_room(path: Path) -> None:

@@ -28,6 +28,8 @@ class Condition:
     null_text: (b, l, c) text states of the empty caption, the null condition of the text
     st_map:    (b, d, h, w) spatio-textual map at the resolution of `x_t`, or None for a model that
                takes none; its null condition is the zero map, as an uncovered pixel holds zeros
+    region_maps: (b, d, h, w) each, the map's parts, one for each region alone; only needed where
+               every region has a guidance scale of its own
 
     Raises ValueError where the three do not fit together.
     """
@@ -35,6 +37,7 @@ class Condition:
     text: Float[Tensor, "b l c"]
     null_text: Float[Tensor, "_ _ _"]  # which axes must agree is said below, in words
     st_map: Float[Tensor, "_ d h w"] | None = None
+    region_maps: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.text.shape != self.null_text.shape:
@@ -54,15 +57,14 @@ class Condition:
     def null(self) -> "Condition":
         """Everything off: the empty caption and the zero map."""
         st_map = None if self.st_map is None else torch.zeros_like(self.st_map)
-        return replace(self, text=self.null_text, st_map=st_map)
+        return replace(self, text=self.null_text, st_map=st_map, region_maps=())
 
     def singles(self) -> "list[Condition]":
-        """One thing on, the others off: [caption only, map only], or [caption only] if no map."""
+        """One thing on, the others off: the caption, then the map or each region's, if any."""
         null = self.null()
-        caption_only = replace(null, text=self.text)
-        if self.st_map is None:
-            return [caption_only]
-        return [caption_only, replace(null, st_map=self.st_map)]
+        whole = () if self.st_map is None else (self.st_map,)
+        maps = self.region_maps or whole
+        return [replace(null, text=self.text), *(replace(null, st_map=one) for one in maps)]
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -73,13 +75,15 @@ class Condition:
             text=self.text.to(device, dtype),
             null_text=self.null_text.to(device, dtype),
             st_map=None if self.st_map is None else self.st_map.to(device, dtype),
+            region_maps=tuple(one.to(device, dtype) for one in self.region_maps),
         )
 
     @staticmethod
     def batch(conditions: "Sequence[Condition]") -> "Condition":
         """One condition that holds all of them in order, so that one network call serves them all.
 
-        Raises ValueError for no conditions, and where some have a map and some have none.
+        `region_maps` are left out: what a network is told has no parts. Raises ValueError for no
+        conditions, and where some have a map and some have none.
         """
         maps = [c.st_map for c in conditions if c.st_map is not None]
         if not conditions or len(maps) not in (0, len(conditions)):
@@ -92,6 +96,7 @@ class Condition:
             text=torch.cat([c.text for c in conditions]),
             null_text=torch.cat([c.null_text for c in conditions]),
             st_map=torch.cat(maps) if maps else None,
+            region_maps=(),
         )
 
 

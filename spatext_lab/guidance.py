@@ -42,7 +42,8 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
 # SpaText, arXiv 2211.14305, section 3.3 (multi-scale):
 # eps_null + sum_i s_i delta_i,   delta_i = eps(x_t | c_i alone) - eps(x_t | null)
 def multi_guided(denoiser: Denoiser, scales: Sequence[float]) -> Denoiser:
-    """Guidance with a scale for each condition, as `Condition.singles()` orders them: caption, map.
+    """Guidance with a scale for each condition, as `Condition.singles()` orders them: the caption,
+    then the map, or each region's own map where the condition has them apart.
 
     The directions are added side by side, each taken with only its own condition on. One call of
     `denoiser` with batch (N + 1) b. Raises ValueError for a scale that is not a finite number >= 0
@@ -58,7 +59,7 @@ def multi_guided(denoiser: Denoiser, scales: Sequence[float]) -> Denoiser:
         if len(singles) != len(scales):
             raise ValueError(
                 f"scales holds {len(scales)} numbers and the condition has {len(singles)} parts; "
-                "give one scale for each: caption, map"
+                "give one scale for each: the caption, then the map, or each region's"
             )
         eps_null, *eps = _predict_all(denoiser, x_t, t, [condition.null(), *singles])
         return eps_null + sum(s * (eps_i - eps_null) for s, eps_i in zip(scales, eps, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ from spatext_lab.places import BOX_FORM, MASK_FORM, Box
 
 __all__ = ["Region", "Scene"]
 
+# SpaText's defaults where a user says nothing of the whole, or nothing of a region
+DEFAULT_CAPTION, DEFAULT_TEXT = "A realistic image", "A random object"
+Segmenter = Callable[[Any], Iterable[tuple[str | None, NDArray[np.bool_]]]]
 REGION_FORM = "write Region(text, box=...) or Region(text, mask=...)"
 ENTRY_FORM = '{"text": "a red ball", "box": [0.1, 0.2, 0.4, 0.5]}'
 FILE_FORM = (
@@ -35,7 +38,7 @@ class Region:
     """A text and its place: exactly one of a mask or a box. Immutable, equal and hashable by value.
 
     Args:
-        text: what is to be seen there; not empty.
+        text: what is to be seen there; not empty. "A random object" if it is not given.
         box:  (x0, y0, x1, y1): left, top, right, bottom as fractions of the picture, in [0, 1].
         mask: bool array (height, width), True where the region is; copied.
 
@@ -46,7 +49,7 @@ class Region:
     __slots__ = ("_box", "_mask", "_text")
 
     # The places are checked below, with answers that teach, hence `Any`.
-    def __init__(self, text: str, *, box: Any = None, mask: Any = None):
+    def __init__(self, text: str = DEFAULT_TEXT, *, box: Any = None, mask: Any = None):
         if (box is None) == (mask is None):
             given = "neither" if box is None else "both"
             raise ValueError(
@@ -122,13 +125,14 @@ class Scene:
 
     Args:
         caption: the text for the whole picture; may be empty, then only the regions speak.
+            "A realistic image" if it is not given.
         regions: any number of `Region`s, kept as a tuple; all masks of one scene have one size.
 
     Raises:
         ValueError: naming the field, its value and the right form.
     """
 
-    caption: str
+    caption: str = DEFAULT_CAPTION
     regions: Sequence[Region] = ()
 
     def __post_init__(self) -> None:
@@ -149,6 +153,16 @@ class Scene:
                     f"regions[{first[0]}].mask has {first[1]}: give all masks of one scene the "
                     "same size, that of the picture"
                 )
+
+    @classmethod
+    def from_image(cls, image: Any, segmenter: Segmenter, caption: str = DEFAULT_CAPTION) -> Scene:
+        """The scene of a picture, by a function that finds its segments.
+
+        segmenter: gives (text, mask) pairs, masks bool (height, width); a text of None becomes
+            "A random object". `evaluation.segmenters` has two.
+        """
+        pairs = segmenter(image)
+        return cls(caption, [Region(text or DEFAULT_TEXT, mask=mask) for text, mask in pairs])
 
     def label_map(self, h: int, w: int) -> NDArray[np.int16]:
         """Who is seen at each pixel, int16 (h, w): 0 nobody, k the k-th region, counted from 1."""

@@ -38,6 +38,14 @@ def folder(model: str, part: str) -> Path:
     return place / part
 
 
+def part(model: str, name: str) -> Path:
+    """One pipeline's folder as `train` writes it, or its part of a whole model such as "pocket".
+
+    Raises what `folder` raises.
+    """
+    return Path(model) if (Path(model) / "model_index.json").is_file() else folder(model, name)
+
+
 def verify(place: Path | None = None) -> list[str]:
     """What is wrong with a model's files, one sentence each; empty if all are as they were shipped.
 

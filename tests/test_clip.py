@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP's two functions against open_clip itself, Pillow's resizing and a loop over the pixels."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -175,7 +176,8 @@ def test_a_text_has_the_same_vector_in_any_company(clip):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_clip_survives_the_disk(clip, tmp_path, dtype):
-    clip.save_pretrained(tmp_path / "again", dtype)
+    kept = copy.deepcopy(clip)
+    (kept.half() if dtype == torch.float16 else kept).save_pretrained(tmp_path / "again")
     again = Clip.from_pretrained(tmp_path / "again")
     tolerance = {"atol": 2e-3, "rtol": 0} if dtype == torch.float16 else {"atol": 0, "rtol": 0}
     assert_close(again.text(TEXTS), clip.text(TEXTS), **tolerance)
@@ -188,3 +190,15 @@ def test_a_clip_survives_the_disk(clip, tmp_path, dtype):
 def test_a_folder_without_clip_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"has no {CONFIG_NAME}; give an open_clip folder"):
         Clip.from_pretrained(tmp_path)
+
+
+def test_what_is_cut_is_what_has_no_effect(clip):
+    short, long = "a red ball", "a red ball " * 30
+    assert clip.cut(short) == ""
+    cut = clip.cut(long)
+    assert long.split() == long[: -len(cut) - 1].split() + cut.split()
+    kept = " ".join(long.split()[: -len(cut.split())])
+    with torch.no_grad():
+        assert clip.cut(kept) == ""
+        ends = clip.text([kept, f"{kept} blue", kept.rsplit(" ", 1)[0]])
+    assert not torch.allclose(ends[0], ends[2], atol=1e-4)

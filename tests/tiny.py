@@ -7,7 +7,7 @@ For tests of what is done with a model. What it draws is noise.
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderTiny, PriorTransformer, UNet2DConditionModel, UNet2DModel
 from open_clip.model import CLIP
 from open_clip.tokenizer import HFTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -15,28 +15,65 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, write_index
-from spatext_lab.spatext.unet import widen_input
+from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.spatext.pixel import PixelFold
+from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
+from spatext_lab.training.recipes.spatext import widened
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 WIDTH = 16  # of all hidden states, and of CLIP's vectors
 
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
-    """Writes root/text-to-image, root/spatext (which shares its parts) and root/judge.
+    """Writes root/text-to-image, root/spatext (which shares its parts), root/spatext-pixel,
+    root/spatext-KIND for every kind of map, and root/judge.
 
-    The SpaText U-Net reads its map: the channels that training starts from at zero are random.
+    The U-Nets read their maps: the channels that training starts from at zero are random.
     """
     torch.manual_seed(seed)
     base = _text_to_image()
     base.save_pretrained(root / "text-to-image")
-    unet = widen_input(base.unet, WIDTH)
-    torch.nn.init.normal_(unet.conv_in.weight, std=0.3)
-    unet.save_pretrained(root / "spatext" / "unet")
-    _clip(root / "spatext" / "clip").save_pretrained(root / "spatext" / "clip")
-    write_index(root / "spatext", SpaTextPipeline, shared="../text-to-image")
+    clip, prior = _clip(root / "spatext" / "clip"), tiny_prior()
+    clip.save_pretrained(root / "spatext" / "clip")
+    prior.save_pretrained(root / "spatext" / "prior")
+    for kind in ("vectors", "binary", "caption", "similarity"):
+        model = widened(base, clip, prior, kind)
+        torch.nn.init.normal_(model.unet.conv_in.weight, std=0.3)
+        if kind == "vectors":
+            model.unet.save_pretrained(root / "spatext" / "unet")
+            model.write_index(root / "spatext", shared="../text-to-image")
+        model.save_pretrained(root / f"spatext-{kind}")
+    unet = _unet(48 + WIDTH, 48)
+    pixel = SpaTextPipeline(unet, PixelFold(), noise_schedule(), clip, prior=prior)
+    pixel.save_pretrained(root / "spatext-pixel")
     _judge().save_pretrained(root / "judge")
     return root
+
+
+def tiny_prior(width: int = WIDTH) -> DiffusionPrior:
+    """One layer; its vectors are noise too, but each text's own."""
+    shape = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1}
+    transformer = PriorTransformer(
+        embedding_dim=width, num_embeddings=0, encoder_hid_proj_type=None, **shape
+    )
+    torch.nn.init.constant_(transformer.clip_std, 0.3)
+    line = LinearPrior(torch.randn(width, width), torch.randn(width))
+    return DiffusionPrior(transformer, noise_schedule(), line)
+
+
+def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=(16, 16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
 
 
 def _text_to_image() -> TextToImagePipeline:
@@ -53,18 +90,6 @@ def _text_to_image() -> TextToImagePipeline:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 16, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
     vae = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
         decoder_block_out_channels=(8, 8, 8),
@@ -72,7 +97,7 @@ def _text_to_image() -> TextToImagePipeline:
         num_decoder_blocks=(1, 0, 0),
         latent_channels=4,
     )
-    return TextToImagePipeline(unet, vae, CLIPTextModel(text), tokenizer, noise_schedule())
+    return TextToImagePipeline(_unet(4, 4), vae, CLIPTextModel(text), tokenizer, noise_schedule())
 
 
 def _clip(folder: Path) -> Clip:

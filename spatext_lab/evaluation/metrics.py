@@ -58,6 +58,16 @@ def psnr(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
     return float(10 * np.log10(1 / np.mean(np.square(a - b))))
 
 
+# Heusel et al., arXiv 1706.08500, equation 6: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """Distance of two clouds of vectors, each taken for a Gaussian; 0 for equal ones."""
+    apart = a.mean(0) - b.mean(0)
+    c_a, c_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # the trace of the root is the sum of the roots of the eigenvalues, all real and >= 0
+    roots = np.sqrt(np.linalg.eigvals(c_a @ c_b).real.clip(min=0)).sum()
+    return float(apart @ apart + np.trace(c_a) + np.trace(c_b) - 2 * roots)
+
+
 def bootstrap(
     values: Sequence[float] | np.ndarray,
     groups: Sequence[int] | np.ndarray,

@@ -3,47 +3,32 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from random import Random
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
 from spatext_lab import zoo
-from spatext_lab.datasets.pocket import COLOURS, LABELS, PocketItem, Segment, pocket_item
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.evaluation.metrics import bootstrap, local_iou, psnr, region_correct
-from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, encode, to_images
+from spatext_lab.evaluation.methods import METHODS, Draw, Task
+from spatext_lab.evaluation.metrics import (
+    bootstrap,
+    frechet_distance,
+    local_iou,
+    psnr,
+    region_correct,
+)
 from spatext_lab.training.data import to_tensor
 
 # SpaText, arXiv 2211.14305, section 4.1: 1 to 3 segments, each at least 5 % of the picture
 COUNT, MIN_AREA = (1, 3), 0.05
-# Chosen on the validation split. One scale for all is the paper's fast form, 2 passes a step.
-SETTINGS = {
-    "text": {"steps": 10, "guidance_scale": 2.0},
-    "spatext": {"steps": 10, "guidance_scale": 2.0},
-}
-METHODS = ("spatext", "text", "autoencoder", "true")
 _BATCH = 16
-
-Draw = Callable[[Sequence["Task"], int], list[Image.Image]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One evaluation scene: some segments of an unseen picture, with a caption of the whole."""
-
-    item: PocketItem
-    segments: tuple[Segment, ...]
-
-    @property
-    def scene(self) -> Scene:
-        """What the method is given."""
-        regions = [Region(s.text, mask=s.mask) for s in self.segments]
-        return Scene(self.item.captions[0], regions)
 
 
 def tasks(count: int, seed: int = 0, split: str = "test") -> Iterator[Task]:
@@ -56,7 +41,7 @@ def tasks(count: int, seed: int = 0, split: str = "test") -> Iterator[Task]:
         chosen = rng.sample(large, min(rng.randint(*COUNT), len(large)))
         if chosen:
             made += 1
-            yield Task(item, tuple(chosen))
+            yield Task(item, tuple(chosen), tuple(s.mask for s in chosen))
         index += 1
 
 
@@ -68,40 +53,79 @@ def evaluate(
     model: str = "pocket",
     split: str = "test",
     settings: dict | None = None,
+    masks: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict:
     """Scores of `method` on `scenes` unseen pocket scenes, one picture each.
 
-    method: "spatext", "text" (the caption alone), "autoencoder" (the true picture, encoded and
-    decoded) or "true" (the true picture: the judge's own error).
-    settings: sampling settings in place of SETTINGS[method].
+    method: a name in METHODS.
+    model: "pocket", a folder with its layout, or the folder of the one model that is measured. What
+        measures, the judge and CLIP, is always the shipped one.
+    settings: sampling settings in place of the method's own.
+    masks: what becomes of the masks before the method sees them, see `masks.py`; None for nothing.
 
     Returns method, scenes, seed, local_iou, region_accuracy, region_accuracy_seen,
-    region_accuracy_heldout (all in [0, 1], means over regions), seconds_per_picture (one picture
+    region_accuracy_heldout (all in [0, 1], means over regions), global_distance, local_distance
+    (in [0, 2]), frechet_distance, passes (of the network, a step), seconds_per_picture (one picture
     at a time), settings, threads, and 95 % intervals. Seen and held-out are about things; stuff
     counts in region_accuracy alone. The autoencoder's report also has psnr (the mean of the
     pictures' values) and psnr_pooled (of the mean squared error over all pictures) in dB.
-    Raises ValueError for an unknown method or scenes < 1.
+    Raises ValueError for an unknown method or scenes < 1, and what reading the model raises.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; there are {', '.join(METHODS)}")
     if scenes < 1:
         raise ValueError(f"scenes is {scenes}; give at least 1")
-    chosen = settings or SETTINGS.get(method, {})
-    draw = _drawer(method, model, chosen)
+    chosen = settings or METHODS[method].settings
+    draw = METHODS[method].drawer(model, chosen)
     todo = list(tasks(scenes, seed, split))
+    if masks is not None:
+        todo = [replace(task, masks=tuple(map(masks, task.masks))) for task in todo]
     images = []
     for start in tqdm(range(0, scenes, _BATCH), desc=method, unit="batch"):
         images += draw(todo[start : start + _BATCH], seed + start)
     report = {"method": method, "scenes": scenes, "seed": seed, "split": split}
-    report |= scores(todo, images, Judge.from_pretrained(zoo.folder(model, "judge")))
-    report |= {"seconds_per_picture": _seconds(draw, todo), "settings": chosen}
-    report["threads"] = torch.get_num_threads()
+    report |= scores(todo, images, Judge.from_pretrained(zoo.folder("pocket", "judge")))
+    report |= distances(todo, images, Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")))
+    report |= {"passes": METHODS[method].passes, "seconds_per_picture": _seconds(draw, todo)}
+    report |= {"settings": chosen, "threads": torch.get_num_threads()}
     if method == "autoencoder":
         drawn = np.stack([np.asarray(image) for image in images]) / 255
         true = np.stack([task.item.image for task in todo]) / 255
         each = [psnr(a, b) for a, b in zip(drawn, true, strict=True)]
         report["psnr"] = round(float(np.mean(each)), 2)
         report["psnr_pooled"] = round(psnr(drawn, true), 2)
+    return report
+
+
+# SpaText, arXiv 2211.14305, section 4 ("global distance", "local distance"): CLIP's cosine distance
+@torch.no_grad()
+def distances(todo: Sequence[Task], images: Sequence[Image.Image], clip: Clip) -> dict:
+    """How far CLIP finds the pictures from their captions, and the regions from their texts.
+
+    The local distance compares a region's text with the picture's segment under the region's mask.
+    The Frechet distance is between CLIP's vectors of the drawn and of the true pictures.
+    """
+    whole, local, drawn, true = [], [], [], []
+    for task, image in zip(todo, images, strict=True):
+        pair = torch.from_numpy(np.stack([np.asarray(image), task.item.image])) / 255
+        pair = rearrange(pair, "n h w c -> n c h w")
+        seen, real = clip.images(pair)
+        masks = torch.from_numpy(np.stack(task.masks))
+        segments = clip.segments(pair[:1].expand(len(masks), -1, -1, -1), masks)
+        caption, *texts = clip.text([task.item.captions[0], *(s.text for s in task.segments)])
+        whole.append(1 - (caption @ seen).item())
+        local += (1 - (torch.stack(texts) * segments).sum(1)).tolist()
+        drawn.append(seen.numpy())
+        true.append(real.numpy())
+    scenes = [i for i, task in enumerate(todo) for _ in task.masks]
+    report = {
+        "global_distance": round(float(np.mean(whole)), 4),
+        "global_distance_95": [round(x, 4) for x in bootstrap(whole, range(len(whole)))],
+        "local_distance": round(float(np.mean(local)), 4),
+        "local_distance_95": [round(x, 4) for x in bootstrap(local, scenes)],
+    }
+    if len(todo) > 1:  # one picture has no covariance
+        report["frechet_distance"] = round(frechet_distance(np.stack(drawn), np.stack(true)), 4)
     return report
 
 
@@ -131,32 +155,11 @@ def scores(todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge) ->
 def _judged(task: Task, kinds: np.ndarray, colours: np.ndarray) -> Iterator[tuple]:
     """(local IoU, correct, is a thing, is held out) of each region."""
     labels = [LABELS.index(s.label) for s in task.segments]
-    ious = local_iou(kinds, np.stack([s.mask for s in task.segments]), labels)
-    for segment, label, iou in zip(task.segments, labels, ious, strict=True):
+    ious = local_iou(kinds, np.stack(task.masks), labels)
+    for segment, mask, label, iou in zip(task.segments, task.masks, labels, ious, strict=True):
         colour = COLOURS.index(segment.colour) + 1 if segment.is_thing else None
-        correct = region_correct(kinds, colours, segment.mask, label, colour)
+        correct = region_correct(kinds, colours, mask, label, colour)
         yield iou, correct, segment.is_thing, segment.held_out
-
-
-def _drawer(method: str, model: str, settings: dict) -> Draw:
-    """A function from tasks and the first one's seed to pictures."""
-    if method == "true":
-        return lambda todo, seed: [Image.fromarray(task.item.image) for task in todo]
-    if method == "autoencoder":
-        vae = TextToImagePipeline.from_pretrained(zoo.folder(model, "text-to-image")).vae
-        return lambda todo, seed: _through(vae, todo)
-    kind, part = {
-        "spatext": (SpaTextPipeline, "spatext"),
-        "text": (TextToImagePipeline, "text-to-image"),
-    }[method]
-    pipeline = kind.from_pretrained(zoo.folder(model, part))
-    return lambda todo, seed: pipeline([task.scene for task in todo], seed=seed, **settings)
-
-
-@torch.no_grad()
-def _through(vae, todo: Sequence[Task]) -> list[Image.Image]:
-    latents = encode(vae, to_tensor(np.stack([task.item.image for task in todo])))
-    return to_images(vae.decode(latents / vae.config.scaling_factor).sample)
 
 
 def _seconds(draw: Draw, todo: Sequence[Task]) -> float:

@@ -6,9 +6,11 @@ several models share need not lie there twice: `_shared` says which other folder
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
+from warnings import warn
 
 import diffusers
 import torch
@@ -22,9 +24,14 @@ from spatext_lab.clip import Clip
 from spatext_lab.diffusion import Condition, Denoiser, SampleStep, initial_noise, sample
 from spatext_lab.guidance import guided, multi_guided
 from spatext_lab.scene import Scene
-from spatext_lab.spatext.representation import inference_map
+from spatext_lab.spatext.pixel import PixelFold, caption_state
+from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
+from spatext_lab.spatext.representation import Representation, inference_map, region_maps
 from spatext_lab.spatext.unet import UNetDenoiser
 
+# (text vectors (k, d)) -> vectors to paint (k, d): DiffusionPrior, LinearPrior, or a function
+Prior = Callable[[Tensor], Tensor]
+RegionScale = float | Sequence[float] | None
 INDEX = "model_index.json"
 
 
@@ -48,16 +55,15 @@ class TextToImagePipeline:
     scheduler.
     """
 
-    PARTS: ClassVar[dict[str, tuple[str, str]]] = {
-        "unet": ("diffusers", "UNet2DConditionModel"),
-        "vae": ("diffusers", "AutoencoderTiny"),
-        "text_encoder": ("transformers", "CLIPTextModel"),
-        "tokenizer": ("transformers", "CLIPTokenizer"),
-        "scheduler": ("diffusers", "DDIMScheduler"),
-    }
+    PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # parts that a folder need not have
+    SETTINGS: ClassVar[tuple[str, ...]] = ()  # what the index says beside the parts
 
     def __init__(self, unet, vae, text_encoder, tokenizer, scheduler) -> None:
-        self.unet, self.vae, self.text_encoder = unet.eval(), vae.eval(), text_encoder.eval()
+        for part in (unet, vae, text_encoder):
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
 
     @classmethod
@@ -70,8 +76,10 @@ class TextToImagePipeline:
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(f"{folder} has no {INDEX}; give a folder that a model is in")
         index = json.loads((folder / INDEX).read_text())
-        parts = {}
+        parts = {name: index[name] for name in cls.SETTINGS if name in index}
         for name in cls.PARTS:
+            if name not in index and name in cls.OPTIONAL:
+                continue
             place = folder / index.get("_shared", {}).get(name, "") / name
             if name not in index or not place.is_dir():
                 raise FileNotFoundError(f"{folder} has no part {name!r}; {cls.__name__} needs it")
@@ -81,9 +89,33 @@ class TextToImagePipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a complete model folder, all parts in it, in the precision they have."""
         folder = Path(folder)
-        for name in self.PARTS:
-            getattr(self, name).save_pretrained(folder / name)
-        write_index(folder, type(self))
+        for name, part in self.parts().items():
+            part.save_pretrained(folder / name)
+        self.write_index(folder)
+
+    def write_index(self, folder: Path, shared: str = "") -> None:
+        """Writes `model_index.json`; parts that are not in `folder` are looked for in `shared`.
+
+        shared: a model folder's path as seen from `folder`; empty where every part is in `folder`.
+        """
+        index = {"_class_name": type(self).__name__, "_diffusers_version": diffusers.__version__}
+        for name, part in self.parts().items():
+            index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+        index |= self._settings()
+        if shared:
+            missing = [name for name in self.parts() if not (folder / name).is_dir()]
+            index["_shared"] = dict.fromkeys(missing, shared)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def parts(self) -> dict:
+        """The parts that this model has, by name."""
+        parts = {name: getattr(self, name) for name in self.PARTS}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _settings(self) -> dict:
+        """What the index says beside the parts."""
+        return {}
 
     @property
     def device(self) -> torch.device:
@@ -108,29 +140,42 @@ class TextToImagePipeline:
         ).input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state
 
-    @torch.no_grad()
-    def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """What the network is told of the scenes: here the captions."""
-        text = self.text_states([*(scene.caption for scene in scenes), ""])
-        return Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=len(scenes)))
+    def condition_apart(self, scenes: Sequence[Scene]) -> Condition:
+        """What the network is told where every region has its own scale: there are no regions."""
+        return self.condition(scenes)
 
     @torch.no_grad()
-    def stream(
+    def captions(self, captions: Sequence[str]) -> Condition:
+        """What the network is told of the captions alone."""
+        text = self.text_states([*captions, ""])
+        return Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=len(captions)))
+
+    def condition(self, scenes: Sequence[Scene]) -> Condition:
+        """What the network is told of the scenes: here the captions."""
+        return self.captions([scene.caption for scene in scenes])
+
+    def stream(self, scenes: Scene | Sequence[Scene], **settings) -> Iterator[SampleStep]:
+        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
+        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        apart = isinstance(settings.get("region_guidance_scale"), Sequence)
+        condition = self.condition_apart(scenes) if apart else self.condition(scenes)
+        return self.sample(condition, **settings)
+
+    @torch.no_grad()
+    def sample(
         self,
-        scenes: Scene | Sequence[Scene],
+        condition: Condition,
         *,
         seed: int = 0,
         steps: int = 10,
         guidance_scale: float = 2.0,
-        region_guidance_scale: float | None = None,
+        region_guidance_scale: RegionScale = None,
     ) -> Iterator[SampleStep]:
-        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
-        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        """The same for conditions that were made by hand; settings as in `__call__`."""
         denoiser = self._guided(guidance_scale, region_guidance_scale)
-        size = self.latent_size
-        shape = (self.unet.config.out_channels, size, size)
-        x_t = initial_noise(range(seed, seed + len(scenes)), shape).to(self.device)
-        yield from sample(denoiser, self.scheduler, x_t, self.condition(scenes), steps)
+        shape = (self.unet.config.out_channels, self.latent_size, self.latent_size)
+        x_t = initial_noise(range(seed, seed + len(condition)), shape).to(self.device)
+        yield from sample(denoiser, self.scheduler, x_t, condition, steps)
 
     @torch.no_grad()
     def __call__(self, scenes: Scene | Sequence[Scene], **settings):
@@ -139,8 +184,9 @@ class TextToImagePipeline:
         seed: the same seed, scene and settings give the same picture on the same machine.
         steps: denoising steps, each one network call.
         guidance_scale: 1.0 is off. With `region_guidance_scale` it belongs to the caption alone.
-        region_guidance_scale: None for one scale for all (2 passes a step); else the map's own
-            scale (3 passes a step in one call). Only a pipeline with a map takes it.
+        region_guidance_scale: None for one scale for all (2 passes a step); a number for the map's
+            own scale (3 passes a step in one call); a sequence for a scale for each region
+            (regions + 2 passes). Only a pipeline with a map takes it.
 
         Raises ValueError for settings out of range.
         """
@@ -155,7 +201,7 @@ class TextToImagePipeline:
         """Pictures of latents."""
         return to_images(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
 
-    def _guided(self, guidance_scale: float, region_guidance_scale: float | None) -> Denoiser:
+    def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
         if region_guidance_scale is not None:
             raise ValueError(
                 f"region_guidance_scale is {region_guidance_scale}; a text-to-image model has no "
@@ -167,67 +213,156 @@ class TextToImagePipeline:
 class SpaTextPipeline(TextToImagePipeline):
     """Draws a scene: the caption through the text encoder, the regions as a spatio-textual map.
 
-    One part more than text-to-image: `clip`, an open_clip folder.
+    Two parts more than text-to-image: `clip`, an open_clip folder, and `prior`; without a prior
+    the text vectors themselves are painted. The pixel variant is a folder with other parts: `vae`
+    is a PixelFold, and without text encoder and tokenizer the caption is a CLIP image vector.
+
+    representation, words: the `Representation` that the U-Net was trained with.
+    most_regions, min_area: how many segments a training map had at most, and which part of the
+        picture each covered at least; a scene beyond that is drawn with a warning.
+    Raises ValueError where CLIP, prior, representation and U-Net do not fit together.
     """
 
-    PARTS: ClassVar[dict[str, tuple[str, str]]] = {
-        **TextToImagePipeline.PARTS,
-        "clip": ("spatext_lab", "Clip"),
-    }
+    PARTS: ClassVar[tuple[str, ...]] = (*TextToImagePipeline.PARTS, "clip", "prior")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "prior")
+    SETTINGS: ClassVar[tuple[str, ...]] = ("representation", "words", "most_regions", "min_area")
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler, clip: Clip) -> None:
+    def __init__(
+        self,
+        unet,
+        vae,
+        scheduler,
+        clip: Clip,
+        text_encoder=None,
+        tokenizer=None,
+        prior: Prior | None = None,
+        representation: str = "vectors",
+        words: Sequence[str] = (),
+        most_regions: int | None = None,
+        min_area: float | None = None,
+    ) -> None:
         super().__init__(unet, vae, text_encoder, tokenizer, scheduler)
+        self.clip, self.prior = clip, prior
+        self.map = Representation(representation, clip, words)
+        self.most_regions, self.min_area = most_regions, min_area
         width = unet.config.in_channels - unet.config.out_channels
-        if width != clip.width:
+        if width != self.map.channels:
             raise ValueError(
-                f"clip has vectors of {clip.width} numbers, the U-Net takes maps of {width}; "
-                "give the CLIP that the U-Net was trained with"
+                f"clip has vectors of {clip.width} numbers, so maps of {representation!r} have "
+                f"{self.map.channels} channels; the U-Net takes {width}: "
+                "give the CLIP and the representation that the U-Net was trained with"
             )
-        self.clip = clip
+        if isinstance(prior, DiffusionPrior) and prior.width != clip.width:
+            raise ValueError(
+                f"prior has vectors of {prior.width} numbers, clip of {clip.width}; "
+                "give the prior that was trained for this CLIP"
+            )
+
+    def _settings(self) -> dict:
+        """The limits of the training, and the representation where it is not the paper's."""
+        known = {"most_regions": self.most_regions, "min_area": self.min_area}
+        if self.map.kind != "vectors":
+            known |= {"representation": self.map.kind, "words": list(self.map.words)}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def check(self, scene: Scene) -> None:
+        """Warns where a scene goes beyond what the model has learned, and says what will happen."""
+        n, size = len(scene.regions), self.picture_size
+        if self.most_regions is not None and n > self.most_regions:
+            warn(
+                f"the scene has {n} regions and the model has seen {self.most_regions} at most: "
+                "some may be drawn badly or left out; draw fewer",
+                stacklevel=3,
+            )
+        for k, (region, mask) in enumerate(
+            zip(scene.regions, scene.visible_masks(size, size), strict=True)
+        ):
+            if self.min_area is not None and mask.mean() < self.min_area:
+                warn(
+                    f"regions[{k}] ({region.text!r:.60}) covers {mask.mean():.2%} of the picture "
+                    f"and the model has seen {self.min_area:.0%} at least: it may not be drawn; "
+                    "make it larger, or take away what lies over it",
+                    stacklevel=3,
+                )
+            cut = self.clip.cut(region.text)
+            if cut:
+                warn(
+                    f"regions[{k}] is longer than CLIP reads: {cut!r} has no effect; say less",
+                    stacklevel=3,
+                )
 
     @torch.no_grad()
-    def st_map(self, scene: Scene) -> Float[Tensor, "d h w"]:
-        """The scene's spatio-textual map; all zeros for a scene without regions."""
+    def captions(self, captions: Sequence[str]) -> Condition:
+        """What the network is told of the captions alone."""
+        if self.text_encoder is not None:
+            return super().captions(captions)
+        state = caption_state(self.vectors(captions))
+        return Condition(state, torch.zeros_like(state))
+
+    @torch.no_grad()
+    def vectors(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
+        """What stands in the map for each text: the prior of its CLIP vector, if there is a prior.
+
+        SpaText, arXiv 2211.14305, section 3.1 (inference): P(CLIP_txt(text)).
+        """
+        text = self.clip.text(list(texts))
+        return text if self.prior is None else self.prior(text)
+
+    @torch.no_grad()
+    def st_map(self, scene: Scene) -> Float[Tensor, "channels h w"]:
+        """The scene's map; a scene without regions asks for nothing anywhere."""
         size = (self.latent_size, self.latent_size)
-        if not scene.regions:
-            return torch.zeros(self.clip.width, *size, device=self.device)
-        return inference_map(scene, self.clip.text, size)
+        if scene.regions:
+            return inference_map(scene, self.vectors, size, self.map.paint)
+        none = torch.zeros(1, 1, self.clip.width, device=self.device)
+        nowhere = torch.zeros(1, 1, *size, device=self.device)
+        return self.map.paint(none, nowhere, [scene.caption])[0]
 
     @torch.no_grad()
     def condition(self, scenes: Sequence[Scene]) -> Condition:
         """Captions and maps of the scenes."""
-        captions = super().condition(scenes)
+        for scene in scenes:
+            self.check(scene)
+        texts = [[region.text for region in scene.regions] for scene in scenes]
+        spoken = [
+            self.map.caption(scene.caption, of) for scene, of in zip(scenes, texts, strict=True)
+        ]
         maps = torch.stack([self.st_map(scene) for scene in scenes])
-        return Condition(captions.text, captions.null_text, maps)
+        return replace(self.captions(spoken), st_map=maps)
 
-    def _guided(self, guidance_scale: float, region_guidance_scale: float | None) -> Denoiser:
+    @torch.no_grad()
+    def condition_apart(self, scenes: Sequence[Scene]) -> Condition:
+        """The same with each region's own map beside the whole, for a guidance scale a region.
+
+        Raises ValueError where the scenes do not have equally many regions, or none.
+        """
+        counts = {len(scene.regions) for scene in scenes}
+        if len(counts) > 1 or 0 in counts:
+            raise ValueError(
+                f"the scenes have {sorted(counts)} regions; for a region_guidance_scale each, "
+                "draw scenes with equally many together, and at least one"
+            )
+        size = (self.latent_size, self.latent_size)
+        maps = [region_maps(scene, self.vectors, size, self.map.paint) for scene in scenes]
+        return replace(self.condition(scenes), region_maps=torch.stack(maps, dim=1).unbind())
+
+    def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
         denoiser = UNetDenoiser(self.unet)
         if region_guidance_scale is None:
             return guided(denoiser, guidance_scale)
-        return multi_guided(denoiser, [guidance_scale, region_guidance_scale])
+        scales = region_guidance_scale
+        scales = [scales] if isinstance(scales, (int, float)) else list(scales)
+        return multi_guided(denoiser, [guidance_scale, *scales])
 
 
-def write_index(folder: Path, pipeline: type[TextToImagePipeline], shared: str = "") -> None:
-    """Writes `model_index.json`; parts that are not in `folder` are looked for in `shared`.
-
-    shared: a model folder's path as seen from `folder`; empty where every part is in `folder`.
-    """
-    index = {"_class_name": pipeline.__name__, "_diffusers_version": diffusers.__version__}
-    index |= {name: list(kind) for name, kind in pipeline.PARTS.items()}
-    if shared:
-        missing = [name for name in pipeline.PARTS if not (folder / name).is_dir()]
-        index["_shared"] = dict.fromkeys(missing, shared)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+OURS = {kind.__name__: kind for kind in (Clip, DiffusionPrior, LinearPrior, PixelFold)}
 
 
 def _load(kind: Sequence[str], place: Path, device: str):
     """One part: a class of diffusers, transformers or ours, by the index's (library, class)."""
     library, name = kind
     if library == "spatext_lab":
-        clip = Clip.from_pretrained(place)
-        clip.model.to(device)
-        return clip
+        return OURS[name].from_pretrained(place).to(device)
     part = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
     if not issubclass(part, torch.nn.Module):
         return part.from_pretrained(place)

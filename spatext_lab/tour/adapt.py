@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from spatext_lab.datasets.coco import CocoSubset, read_coco
-from spatext_lab.evaluation.report import Task, scores, tasks
+from spatext_lab.evaluation.methods import Task
+from spatext_lab.evaluation.report import scores, tasks
 from spatext_lab.figures import curve, outline
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour.markup import Html, figure, prose, tiles
@@ -22,7 +23,7 @@ from spatext_lab.tour.plan import Tour, coco_subset
 from spatext_lab.training import cache
 from spatext_lab.training.cache import Cache
 from spatext_lab.training.loop import Plan, Trainer
-from spatext_lab.training.recipes.spatext import BATCH, MIN_AREA, fine_tune
+from spatext_lab.training.recipes.spatext import BATCH, MIN_AREA, fine_tune, widened
 
 SIZE = 64  # of pocket pictures, in pixels
 WARMUP = 10  # steps
@@ -43,11 +44,9 @@ def learn(tour: Tour, pool: Cache, steps: int, points: int) -> Iterator[Reading]
     What is looked at is the moving average of the weights, as in all recipes.
     """
     plan = Plan(steps, tour.budget.rate, warmup=WARMUP)
-    job = fine_tune(tour.base, tour.spatext.clip, pool, plan, "the tour")
-    trainer, base = Trainer(job.module, job.loss_at, job.plan, "cpu"), tour.base
-    learner = SpaTextPipeline(
-        job.module, base.vae, base.text_encoder, base.tokenizer, base.scheduler, tour.spatext.clip
-    )
+    learner = widened(tour.base, tour.spatext.clip, tour.spatext.prior)
+    job = fine_tune(learner, pool, plan, "the tour")
+    trainer = Trainer(job.module, job.loss_at, job.plan, "cpu")
     stops = {round(k * steps / (points - 1)) for k in range(1, points)}
     yield Reading(0, 0.0, learner)
     seconds, last = 0.0, time.perf_counter()

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from spatext_lab.evaluation.report import METHODS, SETTINGS, evaluate
+from spatext_lab.evaluation.methods import METHODS
+from spatext_lab.evaluation.report import evaluate
 from spatext_lab.tour.markup import Html, figure, prose, table
 from spatext_lab.tour.plan import Tour
 
@@ -18,10 +19,10 @@ NAMES = {
 def section(tour: Tour) -> list[Html]:
     """7: the shipped models, and the two ceilings of what could be reached."""
     found = {}
-    for method in METHODS:
-        settings = SETTINGS.get(method) and SETTINGS[method] | {
-            "steps": tour.budget.denoising_steps
-        }
+    for method in NAMES:
+        settings = METHODS[method].settings
+        if settings:
+            settings = settings | {"steps": tour.budget.denoising_steps}
         found[method] = evaluate(
             method, scenes=tour.budget.scenes, model=tour.model, settings=settings
         )
@@ -30,7 +31,7 @@ def section(tour: Tour) -> list[Html]:
         [
             NAMES[method],
             *(_share(numbers, name) for name in ("local_iou", "region_accuracy")),
-            f"{numbers['seconds_per_picture']:.2f} s" if method in SETTINGS else "",
+            f"{numbers['seconds_per_picture']:.2f} s" if METHODS[method].settings else "",
         ]
         for method, numbers in found.items()
     ]

@@ -13,7 +13,7 @@ from spatext_lab import zoo
 from spatext_lab.datasets.coco import CocoItem, CocoReport, write_coco
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.evaluation.report import SETTINGS
+from spatext_lab.evaluation.methods import JOINT
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
 from spatext_lab.tour.markup import Html
@@ -28,7 +28,7 @@ COCO_SCENES = 256  # training scenes of the shipped COCO-format subset
 class Budget:
     """How much of everything; the defaults keep two cores busy for about four minutes."""
 
-    denoising_steps: int = SETTINGS["spatext"]["steps"]
+    denoising_steps: int = JOINT["steps"]
     seeds: int = 4  # pictures of the scene, with the map and without
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)  # of each condition, in the sweep
     swept: int = 7  # validation scenes that give the number of a cell
@@ -68,7 +68,7 @@ class Tour:
     @property
     def settings(self) -> dict:
         """Sampling settings of all pictures but the sweep's."""
-        return SETTINGS["spatext"] | {"steps": self.budget.denoising_steps}
+        return JOINT | {"steps": self.budget.denoising_steps}
 
     @classmethod
     def load(cls, model: str, **rest: Any) -> Tour:

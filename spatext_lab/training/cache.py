@@ -32,16 +32,19 @@ class Example:
     image: np.ndarray  # uint8 (H, W, 3)
     captions: tuple[str, ...]
     masks: np.ndarray  # bool (k, H, W), disjoint
+    texts: tuple[str, ...]  # of the k segments
 
 
 @dataclass(frozen=True)
 class Cache:
-    """n pictures as tensors; `vectors` and `cover` are None where no CLIP was given."""
+    """n pictures as tensors; what CLIP and the segments give is None where no CLIP was given."""
 
     latents: Float[Tensor, "n c h w"]
     captions: list[tuple[str, ...]]
-    vectors: Float[Tensor, "n k d"] | None
-    cover: Float[Tensor, "n k h w"] | None
+    texts: list[tuple[str, ...]] | None = None  # of the segments that are kept, the largest first
+    vectors: Float[Tensor, "n k d"] | None = None
+    cover: Float[Tensor, "n k h w"] | None = None
+    pictures: Float[Tensor, "n d"] | None = None  # CLIP's vectors of the whole pictures
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -57,7 +60,8 @@ def pocket_examples(count: int) -> Iterator[Example]:
     """The first `count` training scenes of the pocket world."""
     for i in range(count):
         item = pocket_item("train", i)
-        yield Example(item.image, item.captions, np.stack([s.mask for s in item.segments]))
+        masks = np.stack([s.mask for s in item.segments])
+        yield Example(item.image, item.captions, masks, tuple(s.text for s in item.segments))
 
 
 def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
@@ -65,29 +69,31 @@ def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
     for item in subset.items:
         image, scene = item.square(size)
         if scene.regions:
-            yield Example(image, item.captions, scene.visible_masks(size, size))
+            texts = tuple(region.text for region in scene.regions)
+            yield Example(image, item.captions, scene.visible_masks(size, size), texts)
 
 
 @torch.no_grad()
 def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
     """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
-    latents, captions, vectors, cover = [], [], [], []
-    size = None
+    latents, captions, segments, pictures = [], [], [], []
     bar = tqdm(total=total, desc="caching", unit="picture")
     for chunk in _chunks(examples):
         images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
         latents.append(encode(vae, images).cpu())
         captions += [e.captions for e in chunk]
         if clip is not None:
-            size = latents[0].shape[-2:]
-            for image, example in zip(images / 2 + 0.5, chunk, strict=True):
-                v, c = _segments(image, example.masks, clip, size)
-                vectors.append(v)
-                cover.append(c)
+            images, size = (images / 2 + 0.5).to(clip.device), latents[0].shape[-2:]
+            pictures.append(clip.images(images).cpu())
+            pairs = zip(images, chunk, strict=True)
+            segments += [_segments(image, example, clip, size) for image, example in pairs]
         bar.update(len(chunk))
     bar.close()
-    segments = (None, None) if clip is None else (torch.stack(vectors), torch.stack(cover))
-    return Cache(torch.cat(latents), captions, *segments)
+    if clip is None:
+        return Cache(torch.cat(latents), captions)
+    texts, vectors, cover = zip(*segments, strict=True)
+    stacks = torch.stack(vectors), torch.stack(cover), torch.cat(pictures)
+    return Cache(torch.cat(latents), captions, list(texts), *stacks)
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -102,13 +108,13 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def _segments(
-    image: Tensor, masks: np.ndarray, clip: Clip, size: tuple[int, int]
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k h w"]]:
-    """Vectors and coverages of the SEGMENTS largest segments, zero rows where there are fewer."""
-    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:SEGMENTS]
-    chosen = torch.from_numpy(masks[largest])
+    image: Tensor, example: Example, clip: Clip, size: tuple[int, int]
+) -> tuple[tuple[str, ...], Float[Tensor, "k d"], Float[Tensor, "k h w"]]:
+    """Texts, vectors and coverages of the SEGMENTS largest segments, zero rows where fewer."""
+    largest = np.argsort(-example.masks.sum((1, 2)), kind="stable")[:SEGMENTS]
+    chosen = torch.from_numpy(example.masks[largest])
     vectors, cover = torch.zeros(SEGMENTS, clip.width), torch.zeros(SEGMENTS, *size)
     images = image.expand(len(chosen), *image.shape)
     vectors[: len(chosen)] = clip.segments(images, chosen.to(image.device)).cpu()
     cover[: len(chosen)] = coverage(chosen, size)
-    return vectors, cover
+    return tuple(example.texts[i] for i in largest), vectors, cover

@@ -9,13 +9,15 @@ def write_card(folder: Path, facts: dict) -> None:
     """Writes both forms of the same facts."""
     (folder / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
     plan = facts["plan"]
+    asked = {"seed": plan["seed"], "steps": plan["steps"], **facts["given"]}
+    command = f"spatext-lab train {facts['recipe']}"
+    command += "".join(f" --{key} {value}" for key, value in asked.items())
     lines = [
         f"# {facts['recipe']}",
         "",
         f"Intended use: {facts['use']}.",
         "",
-        f"* Made by `spatext-lab train {facts['recipe']} --seed {plan['seed']}"
-        f" --steps {plan['steps']}` in {facts['seconds'] / 60:.0f} minutes on {facts['hardware']}.",
+        f"* Made by `{command}` in {facts['seconds'] / 60:.0f} minutes on {facts['hardware']}.",
         f"* Data: {facts['data']}.",
         f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
         "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",

@@ -7,18 +7,29 @@ from pathlib import Path
 
 import torch
 
+from spatext_lab.spatext.pipeline import TextToImagePipeline
 from spatext_lab.training.loop import LossAt, Plan
 
 
-def save_half(model: torch.nn.Module, folder: Path) -> None:
-    """Saves a diffusers or transformers model in half precision; the model itself stays as it is.
+def save_half(part, folder: Path) -> None:
+    """Saves a part of a model in half precision; the part itself stays as it is.
 
     Where it was read from is a path of this machine and does not belong into its config.
     """
-    if hasattr(model, "register_to_config"):
-        model.register_to_config(_name_or_path="")
-    model.half().save_pretrained(folder)
-    model.float()
+    if hasattr(part, "register_to_config"):
+        part.register_to_config(_name_or_path="")
+    if not hasattr(part, "half"):  # a tokenizer, a schedule: no weights
+        part.save_pretrained(folder)
+        return
+    part.half().save_pretrained(folder)
+    part.float()
+
+
+def save_model(model: TextToImagePipeline, folder: Path) -> None:
+    """Saves all parts of a pipeline in half precision, with the index."""
+    for name, part in model.parts().items():
+        save_half(part, folder / name)
+    model.write_index(folder)
 
 
 @dataclass(frozen=True)

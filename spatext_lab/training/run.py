@@ -27,6 +27,8 @@ def run(
     resume: bool = False,
     device: str = "auto",
     data: Path | None = None,
+    base: str | None = None,
+    representation: str | None = None,
 ) -> Path:
     """Trains recipe `name` and returns the model folder that it wrote.
 
@@ -34,15 +36,21 @@ def run(
     goes on from it with the loss curve that an unbroken run has.
 
     data: a folder in COCO layout to learn from, for recipes that can; None for pocket scenes.
+    base: the model to start from, "pocket" or a folder, for recipes that can; None for the
+        recipe's own start.
+    representation: what SpaText's map holds, a kind of `Representation`.
 
-    Raises ValueError for an unknown recipe, data that it cannot take, or steps < 1, and what
+    Raises ValueError for an unknown recipe, for what it does not take and for steps < 1, and what
     checkpoint.load raises.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r}; there are {', '.join(RECIPES)}")
-    if data is not None and not RECIPES[name].reads_data:
-        takes = ", ".join(r.name for r in RECIPES.values() if r.reads_data)
-        raise ValueError(f"data is {data}; {name} learns from pocket scenes, only {takes} takes it")
+    given = {"data": data, "base": base, "representation": representation}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key, value in given.items():
+        if key not in RECIPES[name].takes:
+            able = ", ".join(r.name for r in RECIPES.values() if key in r.takes)
+            raise ValueError(f"{key} is {value}; {name} takes none, only {able} does")
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; give at least 1")
     recipe = RECIPES[name]
@@ -50,7 +58,7 @@ def run(
     out = Path(out or f"outputs/train/{name}")
     minutes = plan.steps * recipe.seconds_per_step / 60
     print(f"{name}: {plan.steps} steps, about {minutes:.0f} min on one CPU core; result in {out}")
-    job = recipe.make(plan, device, data)
+    job = recipe.make(plan, device, **given)
     trainer = Trainer(job.module, job.loss_at, job.plan, device)
     saved = out.with_name(out.name + ".checkpoint")
     if resume:
@@ -64,6 +72,7 @@ def run(
             "recipe": name,
             "use": recipe.use,
             "data": job.data,
+            "given": {key: Path(value).name for key, value in given.items()},
             "plan": asdict(job.plan),
             "final_loss": round(sum(trainer.losses[-100:]) / len(trainer.losses[-100:]), 5),
             "seconds": round(trainer.seconds),

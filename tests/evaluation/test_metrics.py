@@ -7,9 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from spatext_lab.evaluation.metrics import bootstrap, local_iou, psnr, region_correct, touching
+from spatext_lab.evaluation.metrics import (
+    bootstrap,
+    frechet_distance,
+    local_iou,
+    psnr,
+    region_correct,
+    touching,
+)
 
 
 def slow_touching(patches: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -186,3 +194,23 @@ def test_intervals_repeat_and_equal_values_leave_no_doubt():
     assert bootstrap(values, np.arange(50)) == bootstrap(values, np.arange(50))
     assert bootstrap(values, np.arange(50)) != bootstrap(values, np.arange(50), seed=1)
     assert bootstrap(np.ones(9), np.arange(9) // 2) == (1, 1)
+
+
+# --- Frechet distance -----------------------------------------------------------------------------
+
+
+def test_frechet_distance_against_scipys_matrix_root():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 5)), rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 1
+    c_a, c_b = np.cov(a.T), np.cov(b.T)
+    apart = a.mean(0) - b.mean(0)
+    want = apart @ apart + np.trace(c_a + c_b - 2 * linalg.sqrtm(c_a @ c_b).real)
+    assert frechet_distance(a, b) == pytest.approx(want, rel=1e-6)
+
+
+def test_frechet_distance_of_numbers_is_known():
+    """Two Gaussians on a line: (m - n)^2 + (s - t)^2."""
+    a = np.array([[-1.0, 0.0], [1.0, 0.0]])  # variance 2 and 0
+    b = np.array([[2.0, 3.0], [6.0, 3.0]])  # mean 4 and 3, variance 8 and 0
+    assert frechet_distance(a, b) == pytest.approx(16 + 9 + (2**0.5 - 8**0.5) ** 2)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)

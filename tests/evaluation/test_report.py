@@ -2,6 +2,7 @@
 """Reports: against judges whose answers are known, and all methods once through the code."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,24 @@ import torch
 from PIL import Image
 
 from spatext_lab import zoo
+from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.metrics import local_iou, psnr, region_correct
-from spatext_lab.evaluation.report import COUNT, METHODS, MIN_AREA, evaluate, scores, tasks
-from spatext_lab.spatext.pipeline import TextToImagePipeline
+from spatext_lab.evaluation.report import (
+    COUNT,
+    MIN_AREA,
+    distances,
+    evaluate,
+    scores,
+    tasks,
+)
+from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
 from tests.tiny import tiny_model
 
 KEYS = {
+    *("global_distance", "local_distance", "frechet_distance", "passes"),
     *("method", "scenes", "seed", "local_iou", "region_accuracy", "region_accuracy_seen"),
     *("region_accuracy_heldout", "seconds_per_picture"),
 }
@@ -141,12 +152,16 @@ def test_scores_against_a_loop_over_the_regions():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_whole_report(root, method):
-    settings = {"steps": 1} if method in ("spatext", "text") else None
+    settings = METHODS[method].settings and METHODS[method].settings | {"steps": 1}
     report = evaluate(method, scenes=3, seed=2, model=str(root), settings=settings)
     assert report.keys() >= KEYS
     assert (report["method"], report["scenes"], report["seed"]) == (method, 3, 2)
     assert 0 <= report["local_iou"] <= 1
     assert 0 <= report["region_accuracy"] <= 1
+    assert 0 <= report["global_distance"] <= 2
+    assert 0 <= report["local_distance"] <= 2
+    assert report["frechet_distance"] > -1e-6
+    assert report["passes"] == {"multi-scale": 3, "true": None, "autoencoder": None}.get(method, 2)
     assert report["seconds_per_picture"] >= 0
     assert json.loads(json.dumps(report)) == report
 
@@ -169,19 +184,70 @@ def test_a_damaged_model_is_refused_by_name(root, tmp_path):
 
     place = tmp_path / "model"
     shutil.copytree(root, place)
-    name = "judge/diffusion_pytorch_model.safetensors"
+    name = "text-to-image/unet/diffusion_pytorch_model.safetensors"
     (place / name).write_bytes((place / name).read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
-        evaluate("true", scenes=1, model=str(place))
+        evaluate("text", scenes=1, model=str(place))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "magic"}, "method is 'magic'; there are spatext, text"),
+        ({"method": "magic"}, "method is 'magic'; there are spatext, multi-scale, "),
         ({"method": "true", "scenes": 0}, "scenes is 0; give at least 1"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+# --- distances ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_distances_against_a_loop():
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+    todo = list(tasks(5, split="val"))
+    images = [Image.fromarray(task.item.image) for task in reversed(todo)]  # the wrong ones
+    found = distances(todo, images, clip)
+    whole, local, drawn, true = [], [], [], []
+    for task, image in zip(todo, images, strict=True):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        real = torch.from_numpy(task.item.image.copy()).permute(2, 0, 1) / 255
+        drawn.append(clip.images(pixels[None])[0].numpy())
+        true.append(clip.images(real[None])[0].numpy())
+        whole.append(1 - clip.text([task.item.captions[0]])[0].numpy() @ drawn[-1])
+        for segment in task.segments:
+            crop = segment_crop(pixels, torch.from_numpy(segment.mask.copy()), 32)
+            vector = clip.images(crop[None])[0].numpy()
+            local.append(1 - clip.text([segment.text])[0].numpy() @ vector)
+    assert found["global_distance"] == pytest.approx(np.mean(whole), abs=1e-4)
+    assert found["local_distance"] == pytest.approx(np.mean(local), abs=1e-4)
+    assert abs(found["frechet_distance"]) < 1e-4  # the same pictures in another order
+    right = distances(todo, [Image.fromarray(task.item.image) for task in todo], clip)
+    assert right["global_distance"] < found["global_distance"]
+    assert right["local_distance"] < found["local_distance"]
+
+
+def test_true_vectors_are_those_of_the_true_segments(root):
+    """Against the training map of the same segments, drawn by the pipeline's own loop."""
+    (task,) = tasks(1, split="val")
+    pipeline = SpaTextPipeline.from_pretrained(root / "spatext")
+    picture = torch.from_numpy(task.item.image.copy()).permute(2, 0, 1)[None] / 255
+    masks = torch.from_numpy(np.stack([s.mask for s in task.segments]))
+    with torch.no_grad():
+        vectors = torch.cat([pipeline.clip.segments(picture, mask[None]) for mask in masks])
+    cover = masks.float().view(-1, 16, 4, 16, 4).mean((2, 4))
+    st_map = torch.einsum("kd,khw->dhw", vectors, cover)[None]
+    condition = replace(pipeline.condition([task.scene]), st_map=st_map)
+    *_, last = pipeline.sample(condition, seed=3, steps=2)
+    (want,) = pipeline.decode(last.x_0)
+    (got,) = METHODS["true-vectors"].drawer(str(root), {"steps": 2})([task], 3)
+    assert np.abs(np.asarray(got).astype(int) - np.asarray(want)).max() <= 1
+
+
+def test_worse_masks_reach_the_method_and_the_scores():
+    everything = evaluate("true", scenes=4, masks=lambda mask: np.ones_like(mask))
+    exact = evaluate("true", scenes=4)
+    assert everything["local_iou"] < 0.6 < exact["local_iou"]

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def slow_spatext(pipeline: SpaTextPipeline, scene: Scene, seed: int, steps: int,
         ids = pipeline.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
         return pipeline.text_encoder(ids)[0]
 
-    st_map = inference_map(scene, pipeline.clip.text, (16, 16))[None]
+    st_map = inference_map(scene, pipeline.vectors, (16, 16))[None]
     zero, caption, null = torch.zeros_like(st_map), states(scene.caption), states("")
     alphas = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.double()
     x = initial_noise([seed], SHAPE)
@@ -207,7 +208,7 @@ def test_all_conditions_are_one_call_a_step(spatext, settings, conditions):
 
 def test_the_map_is_that_of_the_scene(spatext):
     maps = spatext.condition([SCENE, BARE]).st_map
-    assert_close(maps[0], inference_map(SCENE, spatext.clip.text, (16, 16)))
+    assert_close(maps[0], inference_map(SCENE, spatext.vectors, (16, 16)))
     assert not maps[1].any()
     assert maps.shape == (2, WIDTH, 16, 16)
 
@@ -230,6 +231,75 @@ def test_the_text_model_takes_no_notice_of_regions(text):
 def test_long_captions_are_cut(text):
     states = text.text_states(["a ball and " * 100, "a ball"])
     assert states.shape == (2, 77, WIDTH)
+
+
+def test_a_scale_for_each_region_against_one_pass_after_the_other(spatext):
+    scene = Scene(
+        SCENE.caption,
+        [Region("a red ball", box=(0, 0, 0.6, 0.6)), Region("grass", box=(0.3, 0.3, 1, 1))],
+    )
+    size, scales = (16, 16), [1.5, 2.0, 4.0]
+    whole = spatext.condition([scene])
+    seen = scene.visible_masks(64, 64)
+    alone = [Scene("", [Region(r.text, mask=m)]) for r, m in zip(scene.regions, seen, strict=True)]
+    maps = [inference_map(one, spatext.vectors, size)[None] for one in alone]
+    assert_close(maps[0] + maps[1], whole.st_map)
+    got = list(
+        spatext.stream(scene, seed=2, steps=1, guidance_scale=1.5, region_guidance_scale=[2.0, 4.0])
+    )[-1].x_0
+
+    def v(text: Tensor, st_map: Tensor) -> Tensor:
+        x_in = torch.cat([initial_noise([2], SHAPE), WIDTH**0.5 * st_map], 1)
+        with torch.no_grad():
+            return spatext.unet(x_in, 999, encoder_hidden_states=text)[0]
+
+    zero = torch.zeros_like(whole.st_map)
+    nothing = v(whole.null_text, zero)
+    told = [(whole.text, zero), *((whole.null_text, one) for one in maps)]
+    out = nothing + sum(s * (v(*c) - nothing) for s, c in zip(scales, told, strict=True))
+    alpha = spatext.scheduler.alphas_cumprod[999]
+    want = alpha.sqrt() * initial_noise([2], SHAPE) - (1 - alpha).sqrt() * out
+    assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_scales_and_regions_must_be_equally_many(spatext, text):
+    with pytest.raises(ValueError, match="scales holds 4 numbers and the condition has 3 parts"):
+        spatext(SCENE, steps=1, region_guidance_scale=[1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"the scenes have \[0, 2\] regions"):
+        spatext([SCENE, BARE], steps=1, region_guidance_scale=[1.0, 1.0])
+    with pytest.raises(ValueError, match="a text-to-image model has no regions"):
+        text(SCENE, steps=1, region_guidance_scale=[1.0, 1.0])
+
+
+def box_of(area: float) -> Region:
+    return Region("a red ball", box=(0, 0, 1, area))
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([box_of(0.1)] * 7, "the scene has 7 regions and the model has seen 6 at most"),
+        (
+            [box_of(0.1), box_of(0.015)],
+            r"regions\[1\] \('a red ball'\) covers 1.56%",
+        ),
+        (
+            [box_of(0.1), box_of(0.2)],
+            r"regions\[0\] .* covers 0.00% .* what lies over it",
+        ),
+        ([Region("a ball and " * 30, box=(0, 0, 1, 1))], r"regions\[0\] is longer than"),
+    ],
+)
+def test_a_scene_beyond_the_training_is_drawn_with_a_warning(spatext, regions, message):
+    assert (spatext.most_regions, spatext.min_area) == (6, 0.02)
+    with pytest.warns(UserWarning, match=message):
+        assert spatext(Scene("a wood", regions), steps=1).size == (64, 64)
+
+
+def test_a_scene_within_the_training_is_drawn_without(spatext):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spatext(SCENE, steps=1)
 
 
 # --- disk -----------------------------------------------------------------------------------------
@@ -262,13 +332,14 @@ def test_weights_in_half_precision_are_read_in_single(text, tmp_path):
 
 
 def test_shared_parts_are_the_text_models(root, spatext, text):
-    assert {p.name for p in (root / "spatext").iterdir()} == {"model_index.json", "unet", "clip"}
+    own = {"model_index.json", "unet", "clip", "prior"}
+    assert {p.name for p in (root / "spatext").iterdir()} == own
     for name in ("vae", "text_encoder"):
         ours, theirs = (getattr(p, name).state_dict() for p in (spatext, text))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("part", ["unet", "clip", "model_index.json"])
+@pytest.mark.parametrize("part", ["unet", "clip", "prior", "model_index.json"])
 def test_a_missing_part_is_named(root, tmp_path, part):
     shutil.copytree(root, tmp_path / "model")
     place = tmp_path / "model" / "spatext" / part
@@ -292,7 +363,7 @@ def test_a_text_model_is_no_spatext_model(root):
 def test_a_clip_of_another_width_is_refused(root, spatext, text):
     parts = {name: getattr(spatext, name) for name in SpaTextPipeline.PARTS}
     with pytest.raises(
-        ValueError, match="clip has vectors of 16 numbers, the U-Net takes maps of 0"
+        ValueError, match=r"clip has vectors of 16 .* have 16 channels; the U-Net takes 0"
     ):
         SpaTextPipeline(**parts | {"unet": text.unet})
 

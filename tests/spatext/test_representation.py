@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spatext_lab.clip import Clip
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.representation import (
+    KINDS,
     OVERSAMPLE,
+    Representation,
     coverage,
     inference_map,
     paint,
@@ -234,3 +237,60 @@ def test_no_map_is_built_at_the_size_of_the_picture():
         st_map = inference_map(Scene("", regions), lambda texts: vectors, (64, 64))
     assert st_map.shape == (768, 64, 64)
     assert allocated.total < 40e6, f"{allocated.total / 1e6:.0f} MB"
+
+
+# --- kinds of map ---------------------------------------------------------------------------------
+
+
+class Words(Clip):
+    """A CLIP of a few texts, each with a vector of its own."""
+
+    width = D
+
+    def __init__(self) -> None:
+        """There is no network."""
+
+    def text(self, texts: list[str]) -> Tensor:
+        return torch.stack([torch.randn(D, generator=generator(len(text))) for text in texts])
+
+
+def test_every_kind_against_a_loop_over_the_cells():
+    clip, words = Words(), ("red", "ball", "meadow")
+    vectors, cover = torch.randn(2, 3, D), torch.rand(2, 3, 4, 5)
+    captions = ["a wood", "a meadow at noon"]
+    maps = {
+        kind: Representation(kind, clip, words if kind == "similarity" else ()) for kind in KINDS
+    }
+    for kind, size in (("vectors", D), ("binary", 1), ("caption", 2 * D), ("similarity", 3)):
+        st_map = maps[kind].paint(vectors, cover, captions)
+        assert st_map.shape == (2, maps[kind].channels, 4, 5) == (2, size, 4, 5)
+        for b, y, x in product(range(2), range(4), range(5)):
+            here = sum(vectors[b, k] * cover[b, k, y, x] for k in range(3))
+            want = {
+                "vectors": here,
+                "binary": cover[b, :, y, x].sum()[None],
+                "caption": torch.cat([here, clip.text([captions[b]])[0]]),
+                "similarity": torch.stack([here @ clip.text([word])[0] for word in words]),
+            }[kind]
+            assert_close(st_map[b, :, y, x], want, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_binary_map_needs_the_texts_in_words():
+    texts = ["a red ball", "grass"]
+    for kind in KINDS:
+        words = ("red",) if kind == "similarity" else ()
+        caption = Representation(kind, Words(), words).caption("a wood", texts)
+        assert caption == ("a wood, a red ball, grass" if kind == "binary" else "a wood")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("vector", (), "kind is 'vector'; there are vectors, binary, caption, similarity"),
+        ("similarity", (), "needs words"),
+        ("binary", ("red",), r"words is \['red'\]; 'binary' takes none"),
+    ],
+)
+def test_a_kind_that_is_none_is_refused(kind, words, message):
+    with pytest.raises(ValueError, match=message):
+        Representation(kind, Words(), words)

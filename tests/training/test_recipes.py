@@ -27,6 +27,8 @@ from spatext_lab.training.recipes import (
     clip,
     decoder,
     judge,
+    pixel,
+    prior,
     spatext,
     text_to_image,
     tokenizer,
@@ -48,8 +50,9 @@ def small(monkeypatch, root):
         monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (text_to_image, spatext):
+    for module in (text_to_image, spatext, prior):
         monkeypatch.setattr(module, "BATCH", 4)
+    for module in (text_to_image, spatext, pixel, prior):
         monkeypatch.setattr(module, "SCENES", 8)
     monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
 
@@ -66,7 +69,7 @@ def losses(job: Job, *, same_data: bool = True) -> list[float]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_learns(name):
-    curve = losses(RECIPES[name].make(PLAN, "cpu", None))
+    curve = losses(RECIPES[name].make(PLAN, "cpu"))
     assert np.isfinite(curve).all()
     assert np.mean(curve[-2:]) < 0.93 * np.mean(curve[:2])
 
@@ -78,7 +81,7 @@ def test_a_recipe_can_be_stopped_and_gone_on_with(name, tmp_path):
     plan = Plan(steps=3, lr=1e-3, warmup=1)
     whole, first, second = (
         Trainer(job.module, job.loss_at, plan, "cpu")
-        for job in (RECIPES[name].make(plan, "cpu", None) for _ in range(3))
+        for job in (RECIPES[name].make(plan, "cpu") for _ in range(3))
     )
     list(whole.run())
     for step in first.run():
@@ -194,7 +197,7 @@ def test_the_moment_penalty_in_closed_form():
 def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch):
     pictures = autoencoder.pictures
     monkeypatch.setattr(autoencoder, "pictures", lambda split, which: pictures(split, which[:16]))
-    autoencoder.make(PLAN, "cpu", None).save(tmp_path)
+    autoencoder.make(PLAN, "cpu").save(tmp_path)
     from diffusers import AutoencoderTiny
 
     vae = AutoencoderTiny.from_pretrained(tmp_path, torch_dtype=torch.float32)
@@ -205,7 +208,7 @@ def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch)
 
 def test_the_decoder_is_trained_alone(root):
     """So that a U-Net that learned on the latents need not learn again."""
-    job = decoder.make(PLAN, "cpu", None)
+    job = decoder.make(PLAN, "cpu")
     before = {name: value.clone() for name, value in job.module.state_dict().items()}
     losses(job, same_data=False)
     moved = {
@@ -245,7 +248,7 @@ def test_a_close_up_keeps_the_surroundings():
 
 
 def test_a_saved_clip_is_read_by_open_clip(tmp_path):
-    job = clip.make(PLAN, "cpu", None)
+    job = clip.make(PLAN, "cpu")
     job.save(tmp_path)
     ours = Clip.from_pretrained(tmp_path)
     assert (ours.width, ours.image_size) == (64, 32)
@@ -269,7 +272,7 @@ def test_softening_only_blurs_and_adds_noise():
 
 
 def test_a_saved_judge_judges(tmp_path):
-    job = judge.make(PLAN, "cpu", None)
+    job = judge.make(PLAN, "cpu")
     job.save(tmp_path)
     kinds, colours = Judge.from_pretrained(tmp_path)(torch.rand(1, 3, 64, 64))
     assert kinds.shape == colours.shape == (1, 64, 64)
@@ -303,7 +306,7 @@ def test_the_cache_against_one_picture_at_a_time(root):
 
 
 def test_captions_are_drawn_evenly():
-    pool = cache.Cache(torch.zeros(2, 4, 2, 2), [("a", "b", "c"), ("d",)], None, None)
+    pool = cache.Cache(torch.zeros(2, 4, 2, 2), [("a", "b", "c"), ("d",)])
     drawn = pool.draw_captions(torch.tensor([0, 1] * 600), torch.Generator().manual_seed(0))
     assert set(drawn[1::2]) == {"d"}
     assert set(drawn[::2]) == {"a", "b", "c"}
@@ -314,7 +317,7 @@ def test_captions_are_drawn_evenly():
 
 
 def test_a_saved_text_model_draws(tmp_path):
-    text_to_image.make(PLAN, "cpu", None).save(tmp_path)
+    text_to_image.make(PLAN, "cpu").save(tmp_path)
     pipeline = TextToImagePipeline.from_pretrained(tmp_path)
     assert pipeline(Scene("a red ball"), steps=1).size == (64, 64)
 
@@ -322,7 +325,7 @@ def test_a_saved_text_model_draws(tmp_path):
 def test_spatext_starts_as_the_text_model(root):
     """Step 0: whatever the map, the widened network predicts what the base model does."""
     base = TextToImagePipeline.from_pretrained(root / "text-to-image")
-    unet = spatext.make(PLAN, "cpu", None).module.eval()
+    unet = spatext.make(PLAN, "cpu").module.eval()
     x_t, t, text = torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 16)
     with torch.no_grad():
         want = base.unet(x_t, t, encoder_hidden_states=text).sample
@@ -333,7 +336,7 @@ def test_spatext_starts_as_the_text_model(root):
 
 def test_spatext_learns_to_read_the_map_and_leaves_the_rest_alone(root):
     """The new channels and the U-Net move; text encoder, autoencoder and CLIP are not trained."""
-    job = spatext.make(PLAN, "cpu", None)
+    job = spatext.make(PLAN, "cpu")
     assert not job.module.conv_in.weight[:, 4:].any()
     losses(job, same_data=False)
     assert job.module.conv_in.weight[:, 4:].abs().sum() > 0
@@ -344,7 +347,7 @@ def test_a_saved_spatext_model_draws_beside_its_text_model(root, tmp_path):
     import shutil
 
     shutil.copytree(root / "text-to-image", tmp_path / "text-to-image")
-    spatext.make(PLAN, "cpu", None).save(tmp_path / "spatext")
+    spatext.make(PLAN, "cpu").save(tmp_path / "spatext")
     pipeline = SpaTextPipeline.from_pretrained(tmp_path / "spatext")
     scene = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
     assert pipeline(scene, steps=1).size == (64, 64)
@@ -354,7 +357,7 @@ def test_a_saved_spatext_model_draws_beside_its_text_model(root, tmp_path):
 def test_the_loss_of_a_network_that_says_nothing_is_the_targets_variance(name, monkeypatch):
     """v = alpha eps - sigma x_0: about 1 per number where latents have unit variance; and what is
     random in a step comes from the step's generator."""
-    job = RECIPES[name].make(PLAN, "cpu", None)
+    job = RECIPES[name].make(PLAN, "cpu")
     unet = job.module["unet"] if name == "text-to-image" else job.module
     for parameter in unet.conv_out.parameters():
         parameter.data.zero_()

@@ -113,8 +113,8 @@ def test_resuming_gives_the_files_of_an_unbroken_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
     make = toy.make
 
-    def breaks(plan, device, data):
-        job = make(plan, device, data)
+    def breaks(plan, device):
+        job = make(plan, device)
 
         def loss_at(step, generator):
             if step == 9:
@@ -156,7 +156,8 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
     [
         ({"name": "toys"}, r"recipe is 'toys'; there are autoencoder, .*judge"),
         ({"name": "toy", "steps": 0}, "steps is 0; give at least 1"),
-        ({"name": "toy", "data": Path("coco")}, "data is coco; toy learns from pocket"),
+        ({"name": "toy", "data": Path("coco")}, "data is coco; toy takes none, only spatext does"),
+        ({"name": "toy", "base": "pocket"}, "base is pocket; toy takes none, only text-to-image, "),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):

@@ -27,7 +27,7 @@ class Line(torch.nn.Module):
         return self.second(torch.tanh(self.first(x))) * self.fixed
 
 
-def make(plan: Plan, device: str = "cpu", data: Path | None = None) -> Job:
+def make(plan: Plan, device: str = "cpu") -> Job:
     torch.manual_seed(plan.seed)
     line = Line()
 

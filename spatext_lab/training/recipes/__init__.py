@@ -20,12 +20,16 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
-    reads_data: bool = False  # whether it can learn from a folder in COCO layout
+    # "data": a folder in COCO layout, "base": a model to start from, "representation": a map's kind
+    takes: tuple[str, ...] = ()
 
-    def make(self, plan: Plan, device: str, data: Path | None) -> Job:
-        """Builds the module and its data; may take a while where latents have to be cached."""
+    def make(self, plan: Plan, device: str, **given: Path | str) -> Job:
+        """Builds the module and its data; may take a while where latents have to be cached.
+
+        given: what of `takes` the user gave.
+        """
         make: Callable = import_module(f"{__name__}.{self.module}").make
-        return make(plan, device, data)
+        return make(plan, device, **given)
 
 
 RECIPES = {
@@ -52,7 +56,7 @@ RECIPES = {
             "clip",
             "spatext/clip",
             Plan(steps=1500, lr=1e-3, ema_decay=0.998),
-            0.9,
+            0.35,
             "compares texts with pocket pictures and their segments",
         ),
         Recipe(
@@ -64,21 +68,38 @@ RECIPES = {
             "measures generated pocket pictures; never used to make them",
         ),
         Recipe(
+            "prior",
+            "prior",
+            "spatext/prior",
+            Plan(steps=6000, lr=1e-3, ema_decay=0.998),
+            0.08,
+            "turns the pocket CLIP's text vectors into image vectors",
+        ),
+        Recipe(
             "text-to-image",
             "text_to_image",
             "text-to-image",
-            Plan(steps=1400, lr=1e-3),
-            1.1,
+            Plan(steps=4000, lr=1e-3),
+            0.65,
             "draws pocket pictures from captions; what SpaText starts from",
+            takes=("base",),
         ),
         Recipe(
             "spatext",
             "spatext",
             "spatext",
-            Plan(steps=3200, lr=1e-3),
-            0.45,
+            Plan(steps=10_000, lr=1e-3),
+            0.37,
             "draws pocket scenes: a caption, and texts for regions",
-            reads_data=True,
+            takes=("data", "base", "representation"),
+        ),
+        Recipe(
+            "pixel",
+            "pixel",
+            "spatext-pixel",
+            Plan(steps=9000, lr=1e-3),
+            0.33,
+            "draws pocket scenes without an autoencoder: SpaText's pixel variant",
         ),
     )
 }

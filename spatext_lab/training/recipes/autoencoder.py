@@ -34,7 +34,7 @@ def moment_penalty(z: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     return z.mean((0, 2, 3)).square().mean() + (z.var((0, 2, 3)) - 1).square().mean()
 
 
-def make(plan: Plan, device: str, data: Path | None) -> Job:
+def make(plan: Plan, device: str) -> Job:
     """Squared error, since the aim is PSNR, with noise on the latents."""
     torch.manual_seed(plan.seed)
     vae = new_autoencoder().to(memory_format=torch.channels_last)

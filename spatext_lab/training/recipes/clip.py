@@ -15,14 +15,17 @@ from torch import Tensor
 from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import PocketItem, Segment, pocket_item
 from spatext_lab.training.data import to_tensor
-from spatext_lab.training.job import Job
+from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 SCENES = 48  # scenes a step; their segments, each combination once, and WHOLE whole pictures
 WHOLE = 16
 CONTEXT = 32  # tokens; only the longest captions of four things are cut
-TEMPERATURE = 1 / 15  # fixed and mild: a sharp one lets texts and pictures drift apart
+# CLIP, arXiv 2103.00020, section 2.5: the learned temperature ends at its limit, 1/100. Fixed there
+# from the start, as a learned one would not get so far in a pocket CLIP's few steps; so sharp a
+# temperature keeps the two clouds apart, which is the gap that a prior has to bridge.
+TEMPERATURE = 1 / 100
 
 
 def config(vocabulary: int) -> dict:
@@ -93,7 +96,7 @@ class _Pairs(torch.nn.Module):
         model.logit_scale.requires_grad_(False).fill_(float(np.log(1 / TEMPERATURE)))
 
 
-def make(plan: Plan, device: str, data: Path | None) -> Job:
+def make(plan: Plan, device: str) -> Job:
     """open_clip's contrastive loss on pairs of a crop (or picture) and its text."""
     torch.manual_seed(plan.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +110,5 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
 
     scenes = f"pocket scenes train 0-{plan.steps * SCENES - 1}, no held-out combination"
 
-    def save(folder: Path) -> None:
-        clip.save_pretrained(folder, torch.float16)
-
-    return Job(_Pairs(clip.model), loss_at, save, plan, scenes)
+    pairs = _Pairs(clip.model)
+    return Job(pairs, loss_at, lambda folder: save_half(clip, folder), plan, scenes)

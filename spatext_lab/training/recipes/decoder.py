@@ -21,7 +21,7 @@ FIRST = 100_000  # scenes that the autoencoder has not seen yet
 LATENT_NOISE = 0.02  # less than at first: what is left to learn is fine detail
 
 
-def make(plan: Plan, device: str, data: Path | None) -> Job:
+def make(plan: Plan, device: str) -> Job:
     """Squared error of decoded latents; the encoder is frozen."""
     torch.manual_seed(plan.seed)
     vae = AutoencoderTiny.from_pretrained(

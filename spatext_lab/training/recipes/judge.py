@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pocket judge: a segmenter of kind and colour, trained on true renders."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,7 +43,7 @@ def soften(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Tens
     return torch.lerp(images, smooth, blur) + noise * torch.randn(images.shape, generator=generator)
 
 
-def make(plan: Plan, device: str, data: Path | None) -> Job:
+def make(plan: Plan, device: str) -> Job:
     """Cross-entropy of kind and of colour at every pixel."""
     torch.manual_seed(plan.seed)
     judge = new_judge()

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pocket text-to-image model: a small Stable Diffusion, U-Net and text encoder from scratch."""
 
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from einops import repeat
@@ -11,10 +9,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab import zoo
 from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, training_loss
-from spatext_lab.spatext.pipeline import TextToImagePipeline, write_index
+from spatext_lab.spatext.pipeline import TextToImagePipeline
 from spatext_lab.spatext.unet import UNetDenoiser
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job, save_half
+from spatext_lab.training.job import Job, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
@@ -22,17 +20,19 @@ BATCH, SCENES, DROP = 32, 16_000, 0.1
 TEXT_WIDTH = 96
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(
+    in_channels: int = 4, out_channels: int = 4, text_width: int = TEXT_WIDTH
+) -> UNet2DConditionModel:
     """Stable Diffusion's U-Net, small: attention where the picture is 8 x 8 and 4 x 4."""
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
+        in_channels=in_channels,
+        out_channels=out_channels,
         block_out_channels=(64, 64, 96),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_width,
         attention_head_dim=4,  # diffusers reads this as the number of heads
         norm_num_groups=16,
     )
@@ -56,18 +56,32 @@ def new_text_encoder(tokenizer) -> CLIPTextModel:
     )
 
 
-def make(plan: Plan, device: str, data: Path | None) -> Job:
-    """The plain diffusion loss on cached latents; caption dropped for one picture in ten."""
-    torch.manual_seed(plan.seed)
+def new_pipeline() -> TextToImagePipeline:
+    """The shipped autoencoder, and everything else with random weights."""
     tokenizer = new_tokenizer()
-    unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     vae = AutoencoderTiny.from_pretrained(
         zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
     )
-    pool = cache.build(cache.pocket_examples(SCENES), SCENES, vae)
-    scheduler, denoiser = noise_schedule(), UNetDenoiser(unet)
+    return TextToImagePipeline(
+        new_unet(), vae, new_text_encoder(tokenizer), tokenizer, noise_schedule()
+    )
 
-    def states(texts: list[str]) -> Tensor:
+
+def make(plan: Plan, device: str, base: str | None = None) -> Job:
+    """The plain diffusion loss on cached latents; caption dropped for one picture in ten.
+
+    base: the model to go on from, "pocket" or a folder; None to start from random weights.
+    """
+    torch.manual_seed(plan.seed)
+    if base:
+        model = TextToImagePipeline.from_pretrained(zoo.part(base, "text-to-image"))
+    else:
+        model = new_pipeline()
+    unet, text_encoder, vae = model.unet, model.text_encoder, model.vae
+    tokenizer, scheduler, denoiser = model.tokenizer, model.scheduler, UNetDenoiser(unet)
+    pool = cache.build(cache.pocket_examples(SCENES), SCENES, vae)
+
+    def states(texts: list[str]) -> Tensor:  # with gradients, unlike the pipeline's own
         ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
         return text_encoder(ids.to(unet.device)).last_hidden_state
 
@@ -83,13 +97,7 @@ def make(plan: Plan, device: str, data: Path | None) -> Job:
         x_0, noise, t = x_0.to(unet.device), noise.to(unet.device), t.to(unet.device)
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
-    def save(folder: Path) -> None:
-        for part, name in ((unet, "unet"), (text_encoder, "text_encoder"), (vae, "vae")):
-            save_half(part, folder / name)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        scheduler.save_pretrained(folder / "scheduler")
-        write_index(folder, TextToImagePipeline)
-
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     both.to(memory_format=torch.channels_last)
-    return Job(both, loss_at, save, plan, f"pocket scenes train 0-{SCENES - 1}")
+    scenes = f"pocket scenes train 0-{SCENES - 1}"
+    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, scenes)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SpaText's tables: what each part of the method is worth, and what bad masks cost."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spatext_lab.charts import curve
+from spatext_lab.evaluation.masks import WORSE
+from spatext_lab.evaluation.methods import METHODS
+from spatext_lab.evaluation.report import evaluate, tasks
+
+VARIANTS = ("vectors", "binary", "caption", "similarity")  # trained alike, and not shipped
+ABLATION = (
+    *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel", "text"),
+    *VARIANTS,
+)
+COLUMNS = {
+    "global distance": "global_distance",
+    "local distance": "local_distance",
+    "local IoU": "local_iou",
+    "accuracy": "region_accuracy",
+    "seen": "region_accuracy_seen",
+    "held out": "region_accuracy_heldout",
+    "Fréchet": "frechet_distance",
+    "passes": "passes",
+    "seconds": "seconds_per_picture",
+}
+
+
+def ablation(
+    scenes: int = 512, model: str = "pocket", variants: Path | None = None, seed: int = 0
+) -> list[dict]:
+    """A report for each row of the ablation table.
+
+    variants: a folder with `spatext-binary` and others, as `train spatext --representation` makes
+        them; rows whose model is not there are left out.
+    """
+    rows = []
+    for method in ABLATION:
+        place = str(model)
+        if method in VARIANTS:
+            folder = variants and variants / f"spatext-{method}"
+            if not folder or not folder.is_dir():
+                continue
+            place = str(folder)
+        rows.append(evaluate(method, scenes=scenes, seed=seed, model=place))
+    return rows
+
+
+def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[dict]:
+    """A report of SpaText for each kind of worse mask, with two more entries.
+
+    masks: the kind's name. mask_quality: mean IoU of the masks given with the exact ones.
+    """
+    exact = [mask for task in tasks(scenes, seed) for mask in task.masks]
+    rows = []
+    for name, worse in WORSE.items():
+        given = [worse(mask) for mask in exact]
+        quality = np.mean(
+            [(a & b).sum() / (a | b).sum() for a, b in zip(exact, given, strict=True)]
+        )
+        row = evaluate("spatext", scenes=scenes, seed=seed, model=model, masks=worse)
+        rows.append(row | {"masks": name, "mask_quality": round(float(quality), 4)})
+    return rows
+
+
+def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
+    """Writes both tables as Markdown and JSON, and the second one's figure, into `out`."""
+    rows = ablation(scenes, model, variants)
+    _write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows])
+    rows = tolerance(min(scenes, 128), model)
+    _write(out, "masks", rows, [row["masks"] for row in rows])
+    rows = sorted(rows, key=lambda row: row["mask_quality"])
+    quality = [row["mask_quality"] for row in rows]
+    lines = {
+        name: (quality, [row[key] for row in rows])
+        for name, key in (("local IoU", "local_iou"), ("region accuracy", "region_accuracy"))
+    }
+    figure = curve(lines, "IoU of the masks given with the exact ones", "score")
+    figure.savefig(out / "masks.png")
+
+
+def markdown(rows: Sequence[dict], names: Sequence[str]) -> str:
+    """A table in Markdown: a row for each report, with 95 % intervals in brackets."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(
+            f"| {name} | " + " | ".join(_cell(row, key) for key in COLUMNS.values()) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _write(out: Path, name: str, rows: Sequence[dict], names: Sequence[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(markdown(rows, names), encoding="utf-8")
+    print(out / f"{name}.md")
+
+
+def _cell(row: dict, key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return str(value)
+    interval = row.get(f"{key}_95")
+    return f"{value:.3f}" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")

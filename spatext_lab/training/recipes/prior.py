@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prior of the pocket CLIP: text vectors to image vectors, by diffusion and by a line."""
+
+import torch
+from diffusers import PriorTransformer
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from spatext_lab import zoo
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
+from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
+from spatext_lab.training.data import to_tensor
+from spatext_lab.training.job import Job, save_half
+from spatext_lab.training.loop import Plan
+
+BATCH, SCENES, DROP = 256, 12_000, 0.1
+MIN_AREA = 0.02  # smaller segments are not learned from, as in SpaText's own recipe
+
+
+def new_transformer(width: int) -> PriorTransformer:
+    """Four tokens (text, time, noisy vector, answer), four layers of 128 channels."""
+    return PriorTransformer(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        num_layers=4,
+        embedding_dim=width,
+        num_embeddings=0,
+        additional_embeddings=4,
+        encoder_hid_proj_type=None,
+    )
+
+
+@torch.no_grad()
+def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """(text vectors, image vectors) of training scenes' segments and whole pictures."""
+    text, image = [], []
+    for i in tqdm(range(scenes), desc="caching", unit="picture"):
+        item = pocket_item("train", i)
+        segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
+        picture = to_tensor(item.image[None]) / 2 + 0.5
+        masks = torch.stack([torch.from_numpy(s.mask.copy()) for s in segments])
+        crops = clip.segments(picture.expand(len(segments), -1, -1, -1), masks)
+        caption = item.captions[i % len(item.captions)]
+        text.append(clip.text([*(s.text for s in segments), caption]))
+        image += [crops, clip.images(picture.to(clip.device))]
+    return torch.cat(text).cpu(), torch.cat(image).cpu()
+
+
+def make(plan: Plan, device: str) -> Job:
+    """The diffusion loss on image vectors given their text's; the text dropped for one in ten."""
+    torch.manual_seed(plan.seed)
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+    text, image = pairs(clip, SCENES)
+    line = LinearPrior.fit(text, image)
+    prior = DiffusionPrior(new_transformer(clip.width), noise_schedule(), line)
+    prior.transformer.clip_mean.requires_grad_(False).copy_(image.mean(0))
+    prior.transformer.clip_std.requires_grad_(False).copy_(image.std(0))
+    denoiser, x_0 = PriorDenoiser(prior.transformer), prior.normalise(image)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(x_0), (BATCH,), generator=generator)
+        drop = torch.rand(BATCH, generator=generator) < DROP
+        noise = torch.randn(BATCH, *x_0.shape[1:], generator=generator)
+        times = prior.scheduler.config.num_train_timesteps
+        t = torch.randint(times, (BATCH,), generator=generator)
+        where = prior.transformer.device
+        condition = drop_conditions(text_condition(text[index]), drop, drop).to(where)
+        batch = (x_0[index].to(where), condition, t.to(where), noise.to(where))
+        return training_loss(denoiser, *batch, prior.scheduler)
+
+    scenes = f"pocket scenes train 0-{SCENES - 1}"
+    return Job(prior.transformer, loss_at, lambda folder: save_half(prior, folder), plan, scenes)

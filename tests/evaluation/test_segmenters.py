@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmenters: pictures whose scene is known, and a real Mask2Former, tiny, through the disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+
+from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.evaluation.segmenters import MIN_AREA, PanopticSegmenter, PocketSegmenter
+from spatext_lab.scene import Scene
+
+
+def test_a_drawn_picture_gives_its_scene_back():
+    segmenter, found, asked = PocketSegmenter(), 0, 0
+    for i in range(6):
+        item = pocket_item("val", i)
+        scene = Scene.from_image(Image.fromarray(item.image), segmenter, "a drawing")
+        assert scene.caption == "a drawing"
+        for segment in item.segments:
+            if segment.mask.mean() < 2 * MIN_AREA:
+                continue
+            asked += 1
+            words = [segment.colour, segment.label] if segment.is_thing else [segment.label]
+            same = [r for r in scene.regions if all(word in r.text for word in words)]
+            ious = [(r.mask & segment.mask).sum() / (r.mask | segment.mask).sum() for r in same]
+            found += max(ious, default=0) > 0.8
+    assert asked > 15
+    assert found >= 0.9 * asked
+
+
+def test_texts_and_sizes():
+    item = pocket_item("val", 1)
+    large = Image.fromarray(item.image).resize((200, 200))
+    scene = Scene.from_image(large, PocketSegmenter())
+    assert scene.caption == "A realistic image"
+    assert all(region.mask.shape == (64, 64) for region in scene.regions)
+    assert not any(region.text.startswith(("a orange", "an red")) for region in scene.regions)
+
+
+def test_a_segment_without_a_text_is_a_random_object():
+    mask = np.ones((4, 4), bool)
+    scene = Scene.from_image(None, lambda image: [(None, mask)])
+    assert scene.regions[0].text == "A random object"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    swin = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=swin,
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
+        num_queries=5,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        id2label={0: "dog", 1: "grass"},
+        label2id={"dog": 0, "grass": 1},
+    )
+    place = tmp_path_factory.mktemp("m2f")
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(place)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
+    return place
+
+
+def test_a_mask2former_from_the_disk(folder, monkeypatch):
+    """Its weights are noise, so what it is sure of is set; the rest is transformers' own."""
+    segmenter = PanopticSegmenter(folder)
+    processed = segmenter.processor.post_process_panoptic_segmentation
+
+    def answer(out, target_sizes):
+        (whole,) = processed(out, threshold=0.0, target_sizes=target_sizes)
+        assert whole["segmentation"].shape == (48, 80)
+        numbers = torch.zeros(48, 80)
+        numbers[:20, :30], numbers[40:, 70:73] = 1, 2
+        info = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
+        return [{"segmentation": numbers, "segments_info": info}]
+
+    monkeypatch.setattr(segmenter.processor, "post_process_panoptic_segmentation", answer)
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
+    scene = Scene.from_image(Image.fromarray(pixels), segmenter)
+    (region,) = scene.regions  # the second is too small
+    assert region.text == "a dog"
+    assert region.mask[:20, :30].all()
+    assert region.mask.sum() == 600
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json; give a segmenter's folder"):
+        PanopticSegmenter(tmp_path)
