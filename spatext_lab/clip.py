@@ -90,7 +90,8 @@ class Clip:
         """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
+        if hasattr(self.tokenizer, "save_pretrained"):  # CLIP's own needs no file
+            self.tokenizer.save_pretrained(folder)
         weights = self.model.state_dict()
         state = {k: v.cpu().contiguous() for k, v in weights.items()}
         save_file(state, folder / WEIGHTS_NAME)

@@ -11,11 +11,13 @@ _POCKETS = (_HERE.parent / "data" / "pocket", _HERE / "_data" / "pocket")
 
 
 def root(model: str = "pocket") -> Path:
-    """The folder of a model: "pocket", or the path of a folder with the same layout.
+    """The folder of a model: "pocket", a name under ./models, or the path of a folder.
 
+    All have the same layout; `models/sd15` is the classroom's: Stable Diffusion 1.5 in
+    `text-to-image`, OpenCLIP ViT-L/14 in `spatext/clip`.
     Raises FileNotFoundError where there is no such folder.
     """
-    places = _POCKETS if model == "pocket" else (Path(model),)
+    places = _POCKETS if model == "pocket" else (Path("models", model), Path(model))
     for place in places:
         if place.is_dir():
             return place
@@ -43,7 +45,12 @@ def part(model: str, name: str) -> Path:
 
     Raises what `folder` raises.
     """
-    return Path(model) if (Path(model) / "model_index.json").is_file() else folder(model, name)
+    return Path(model) if is_pipeline(model) else folder(model, name)
+
+
+def is_pipeline(model: str) -> bool:
+    """Whether this is the folder of one pipeline and not of a whole model."""
+    return (Path(model) / "model_index.json").is_file()
 
 
 def verify(place: Path | None = None) -> list[str]:

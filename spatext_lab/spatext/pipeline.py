@@ -364,7 +364,13 @@ def _load(kind: Sequence[str], place: Path, device: str):
     if library == "spatext_lab":
         return OURS[name].from_pretrained(place).to(device)
     part = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
+    if issubclass(part, diffusers.SchedulerMixin):
+        # Stable Diffusion 1.5 comes with another sampler: the schedule is kept, the loop is ours.
+        # The default would cut the clean latents to [-1, 1].
+        return diffusers.DDIMScheduler.from_pretrained(place, clip_sample=False)
     if not issubclass(part, torch.nn.Module):
         return part.from_pretrained(place)
     key = "torch_dtype" if library == "diffusers" else "dtype"
-    return part.from_pretrained(place, **{key: torch.float32}).to(device)
+    # never a pickle, which could run code
+    given = {key: torch.float32, "use_safetensors": True}
+    return part.from_pretrained(place, **given).to(device)

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe hands to the loop."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny
 
 from spatext_lab.spatext.pipeline import TextToImagePipeline
 from spatext_lab.training.loop import LossAt, Plan
+
+
+def device_of(name: str) -> str:
+    """Where to compute: "cpu", or "cuda" where there is one and `name` does not say otherwise."""
+    return "cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
 def save_half(part, folder: Path) -> None:
@@ -23,6 +30,12 @@ def save_half(part, folder: Path) -> None:
         return
     part.half().save_pretrained(folder)
     part.float()
+    if isinstance(part, AutoencoderTiny):
+        # It writes this key and complains of it whenever it is read; it knows the value without.
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        del config["block_out_channels"]
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def save_model(model: TextToImagePipeline, folder: Path) -> None:

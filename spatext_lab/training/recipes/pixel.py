@@ -16,7 +16,7 @@ from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import training_map
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job
+from spatext_lab.training.job import Job, device_of
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.spatext import COUNT, MIN_AREA, SCENES, map_job
 from spatext_lab.training.recipes.text_to_image import new_unet
@@ -25,8 +25,9 @@ from spatext_lab.training.recipes.text_to_image import new_unet
 def make(plan: Plan, device: str) -> Job:
     """The diffusion loss in pixel space; the caption's vector and the map dropped, 10 % each."""
     torch.manual_seed(plan.seed)
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-    prior = DiffusionPrior.from_pretrained(zoo.folder("pocket", "spatext/prior"))
+    where = device_of(device)
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(where)
+    prior = DiffusionPrior.from_pretrained(zoo.folder("pocket", "spatext/prior")).to(where)
     fold = PixelFold()
     channels = fold.config.block_out_channels[-1]
     unet = new_unet(channels + clip.width, channels, clip.width)

@@ -13,7 +13,7 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
 from spatext_lab.training.data import to_tensor
-from spatext_lab.training.job import Job, save_half
+from spatext_lab.training.job import Job, device_of, save_half
 from spatext_lab.training.loop import Plan
 
 BATCH, SCENES, DROP = 256, 12_000, 0.1
@@ -52,7 +52,7 @@ def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
 def make(plan: Plan, device: str) -> Job:
     """The diffusion loss on image vectors given their text's; the text dropped for one in ten."""
     torch.manual_seed(plan.seed)
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(device_of(device))
     text, image = pairs(clip, SCENES)
     line = LinearPrior.fit(text, image)
     prior = DiffusionPrior(new_transformer(clip.width), noise_schedule(), line)

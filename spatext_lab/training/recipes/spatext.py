@@ -18,7 +18,7 @@ from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import Representation, choose_segments
 from spatext_lab.spatext.unet import UNetDenoiser, widen_input
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job, save_model
+from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 
 BATCH, SCENES, DROP = 16, 24_000, 0.1
@@ -42,13 +42,17 @@ def make(
     """The diffusion loss with training maps; caption and map dropped independently, 10 % each.
 
     data: a folder in COCO layout; None for pocket scenes.
-    base: the text-to-image model to widen, "pocket" or a folder.
+    base: the model that has the text-to-image pipeline to widen, and the CLIP: "pocket", "sd15" or
+        a folder with their layout. A folder of one pipeline is widened with the pocket CLIP.
     representation: a kind of `Representation`.
     """
     torch.manual_seed(plan.seed)
-    start = TextToImagePipeline.from_pretrained(zoo.part(base, "text-to-image"))
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-    prior = DiffusionPrior.from_pretrained(zoo.folder("pocket", "spatext/prior"))
+    start = TextToImagePipeline.from_pretrained(zoo.part(base, "text-to-image"), device_of(device))
+    home = "pocket" if zoo.is_pipeline(base) else base
+    clip = Clip.from_pretrained(zoo.folder(home, "spatext/clip")).to(device_of(device))
+    known = (zoo.root(home) / "spatext/prior").is_dir()
+    prior = DiffusionPrior.from_pretrained(zoo.folder(home, "spatext/prior")) if known else None
+    prior = prior and prior.to(device_of(device))
     model = widened(start, clip, prior, representation)
     examples, total, phrase = _examples(data, start.picture_size)
     return fine_tune(model, cache.build(examples, total, start.vae, clip), plan, phrase)
@@ -80,7 +84,8 @@ def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str
         ]
         spoken = model.captions([*map(model.map.caption, captions, texts)])
         cover = pool.cover[index] * chosen[..., None, None]
-        return replace(spoken, st_map=model.map.paint(pool.vectors[index], cover, captions))
+        segments = pool.vectors[index].to(model.device), cover.to(model.device)
+        return replace(spoken, st_map=model.map.paint(*segments, captions))
 
     return map_job(model, pool, condition_of, plan, phrase)
 

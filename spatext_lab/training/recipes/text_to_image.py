@@ -12,7 +12,7 @@ from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, tr
 from spatext_lab.spatext.pipeline import TextToImagePipeline
 from spatext_lab.spatext.unet import UNetDenoiser
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job, save_model
+from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
@@ -74,7 +74,8 @@ def make(plan: Plan, device: str, base: str | None = None) -> Job:
     """
     torch.manual_seed(plan.seed)
     if base:
-        model = TextToImagePipeline.from_pretrained(zoo.part(base, "text-to-image"))
+        folder = zoo.part(base, "text-to-image")
+        model = TextToImagePipeline.from_pretrained(folder, device_of(device))
     else:
         model = new_pipeline()
     unet, text_encoder, vae = model.unet, model.text_encoder, model.vae

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classroom's path, tiny: Stable Diffusion's own classes in its official layout, an OpenCLIP
+with CLIP's own tokenizer, COCO pictures; load, widen, encode, two steps, save, reload, sample."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from open_clip.model import CLIP
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.training.recipes import spatext
+from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.training.run import run
+
+COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
+D = 24  # of CLIP's vectors, 768 in the real one
+SCENE = Scene("a red ball in a meadow", [Region("a red ball", box=(0.2, 0.2, 0.7, 0.8))])
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory) -> Path:
+    """models/sd15 with everything as the real one has it, only small."""
+    root = tmp_path_factory.mktemp("models") / "sd15"
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(merges=100)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    # the configuration that the released Stable Diffusion 1.5 has
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(root / "text-to-image")
+    vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
+    words = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    model = {"embed_dim": D, "vision_cfg": vision, "text_cfg": words}
+    place = root / "spatext" / "clip"
+    place.mkdir(parents=True)
+    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    config = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (place / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(CLIP(**model).state_dict(), place / "open_clip_model.safetensors")
+    return root
+
+
+def test_stable_diffusions_folder_is_read_with_its_own_schedule(sd):
+    base = TextToImagePipeline.from_pretrained(sd / "text-to-image")
+    assert (base.picture_size, base.latent_size) == (64, 8)
+    theirs = PNDMScheduler.from_pretrained(sd / "text-to-image" / "scheduler")
+    assert torch.equal(base.scheduler.alphas_cumprod, theirs.alphas_cumprod)
+    assert base.scheduler.config.prediction_type == "epsilon"
+    assert not base.scheduler.config.clip_sample
+    assert base(SCENE, steps=2).size == (64, 64)
+
+
+def test_the_whole_path(sd, tmp_path, monkeypatch):
+    """By name, as the command is used where the models are: `--base sd15`."""
+    monkeypatch.chdir(sd.parents[0].parent)
+    sd.parents[0].rename(sd.parents[0].parent / "models")
+    try:
+        monkeypatch.setattr(spatext, "BATCH", 2)
+        out = run("spatext", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
+    finally:
+        (sd.parents[0].parent / "models").rename(sd.parents[0])
+    model = SpaTextPipeline.from_pretrained(out)
+    assert model.prior is None
+    assert model.unet.config.in_channels == 4 + D
+    before = load_file(sd / "text-to-image" / "unet" / "diffusion_pytorch_model.safetensors")
+    after = model.unet.state_dict()
+    assert after["conv_in.weight"][:, 4:].abs().sum() > 0
+    assert set(before) == set(after)
+    condition = model.condition([SCENE])
+    assert condition.st_map.shape == (1, D, 8, 8)
+    assert condition.text.shape == (1, 77, 16)
+    assert model(SCENE, steps=2).size == (64, 64)
+    card = json.loads((out / "card.json").read_text())
+    assert card["given"] == {"data": "pocket-coco", "base": "sd15"}
+    assert "--base sd15" in (out / "README.md").read_text()
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
+
+
+def test_pickled_weights_are_refused(sd, tmp_path):
+    import shutil
+
+    shutil.copytree(sd / "text-to-image", tmp_path / "sd")
+    unet = tmp_path / "sd" / "unet"
+    weights = load_file(unet / "diffusion_pytorch_model.safetensors")
+    torch.save(weights, unet / "diffusion_pytorch_model.bin")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        TextToImagePipeline.from_pretrained(tmp_path / "sd")
