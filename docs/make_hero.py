@@ -4,12 +4,12 @@
 from pathlib import Path
 
 from spatext_lab import Scene, SpaTextPipeline, TextToImagePipeline, zoo
-from spatext_lab.evaluation.report import SETTINGS
+from spatext_lab.evaluation.methods import JOINT
 from spatext_lab.figures import draw_scene, grid, save
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("starry-night", "beach", "snow-boxes")
-SEEDS = {"starry-night": 1, "beach": 1, "snow-boxes": 1}
+NAMES = ("starry-night", "beach", "snow")
+SEEDS = {"starry-night": 1, "beach": 1, "snow": 1}
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     spatext = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
     pairs = list(zip(scenes, NAMES, strict=True))
     pictures = [draw_scene(scene, 220) for scene in scenes]
-    for pipeline, settings in ((text, SETTINGS["text"]), (spatext, SETTINGS["spatext"])):
-        pictures += [pipeline(scene, seed=SEEDS[name], **settings) for scene, name in pairs]
+    for pipeline in (text, spatext):
+        pictures += [pipeline(scene, seed=SEEDS[name], **JOINT) for scene, name in pairs]
     rows = ["the scene, painted", "its caption alone", "SpaText reads the map"]
     captions = [f"“{scene.caption}”" for scene in scenes]
     alt = "Three painted scenes, what a text-to-image model makes of their captions, and SpaText"

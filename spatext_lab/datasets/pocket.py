@@ -223,6 +223,26 @@ def _blit(image: np.ndarray, owner: np.ndarray, thing: _Placed, number: int) -> 
     owner[window][art.mask] = number
 
 
+def outline_mask(
+    kind: str, box: tuple[float, float, float, float], mirrored: bool = False
+) -> np.ndarray:
+    """The outline of a kind of thing as a mask, bool (64, 64), as large as fits in a box.
+
+    box: (x0, y0, x1, y1) as fractions of the picture. Raises ValueError for another kind, and for
+    a box that is smaller than 4 pixels or reaches beyond the picture.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
+    x0, y0, x1, y1 = (side * SIZE for side in box)
+    side = round(min(x1 - x0, y1 - y0))
+    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    if side < 4 or min(left, top) < 0 or max(left, top) + side > SIZE:
+        raise ValueError(f"box is {box}; give (x0, y0, x1, y1) in [0, 1], at least 1/16 wide, high")
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[top : top + side, left : left + side] = sprite(kind, "plain", side, mirrored).mask
+    return mask
+
+
 def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
     """Scene `index` of `split`, drawn: the same arguments give the same picture everywhere.
 

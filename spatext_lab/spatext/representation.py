@@ -48,13 +48,17 @@ def training_map(
     count: tuple[int, int],
     min_area: float,
     generator: torch.Generator,
-) -> Float[Tensor, "b d h w"]:
+    show_work: bool = False,
+) -> Float[Tensor, "b d h w"] | dict[str, Tensor]:
     """Paints a random choice of each picture's segments, see `choose_segments`.
 
     vectors, cover: CLIP image vectors and coverages of up to k segments; unused rows are zero.
+    show_work: give every intermediate by name: chosen (b, k), painted (b, k, d), st_map.
     """
-    chosen = choose_segments(cover, count, min_area, generator).to(vectors)
-    return paint(vectors * chosen[..., None], cover)
+    chosen = choose_segments(cover, count, min_area, generator)
+    painted = vectors * chosen.to(vectors)[..., None]
+    st_map = paint(painted, cover)
+    return {"chosen": chosen, "painted": painted, "st_map": st_map} if show_work else st_map
 
 
 def choose_segments(
@@ -82,17 +86,20 @@ def inference_map(
     text_to_vectors: TextToVectors,
     size: tuple[int, int],
     painter: Painter = lambda vectors, cover, captions: paint(vectors, cover),
-) -> Float[Tensor, "d h w"]:
+    show_work: bool = False,
+) -> Float[Tensor, "d h w"] | dict[str, Tensor]:
     """The map of a scene, for one picture.
 
     text_to_vectors: the region texts' vectors; CLIP's text vectors, or a prior of them.
     painter: `Representation.paint` of another kind of map.
+    show_work: give every intermediate by name: vectors (k, d), cover (k, h, w), st_map.
     Raises ValueError for a scene without regions: its map would not say how wide it is.
     """
     if not scene.regions:
         raise ValueError("regions is empty; a spatio-textual map needs at least one region")
     vectors, cover = _vectors_and_cover(scene, text_to_vectors, size)
-    return painter(vectors[None], cover[None], [scene.caption])[0]
+    st_map = painter(vectors[None], cover[None], [scene.caption])[0]
+    return {"vectors": vectors, "cover": cover, "st_map": st_map} if show_work else st_map
 
 
 def region_maps(

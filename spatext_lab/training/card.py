@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's card: card.json for programs, README.md for people, in the model's folder."""
+"""A model's card: card.json for programs, README.md for people, in the model's folder.
+
+Tables that lie in the folder, as `spatext-lab ablation` writes them, stand in the card.
+"""
 
 import json
 from pathlib import Path
@@ -24,4 +27,7 @@ def write_card(folder: Path, facts: dict) -> None:
         "* Weights and card: CC BY 4.0.",
     ]
     lines += [f"* {name}: {value}." for name, value in facts.get("scores", {}).items()]
+    for table in sorted(folder.glob("*.md")):
+        if table.name != "README.md":
+            lines += ["", f"## {table.stem.capitalize()}", "", table.read_text().rstrip()]
     (folder / "README.md").write_text("\n".join(lines) + "\n")

@@ -23,6 +23,7 @@ from spatext_lab.datasets.pocket import (
     SIZE,
     STUFF,
     held_out,
+    outline_mask,
     pocket_item,
 )
 from spatext_lab.datasets.pocket_shapes import SHAPES, polygon, sprite
@@ -536,3 +537,40 @@ def test_names_are_many_and_told_apart():
     assert len(KINDS) >= 12
     assert (len(COLOURS), len(PATTERNS), len(BACKDROPS), len(STUFF)) == (8, 3, 6, 12)
     assert len(set(LABELS)) == len(LABELS)
+
+
+# --- outlines -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_outline_is_that_of_a_drawn_thing_and_stays_in_its_box(kind):
+    box = (0.25, 0.125, 0.75, 0.5)  # 32 x 24 pixels: a square of 24 in its middle
+    mask = outline_mask(kind, box)
+    rows, columns = np.where(mask)
+    assert 8 <= rows.min() <= rows.max() < 32
+    assert 20 <= columns.min() <= columns.max() < 44
+    assert max(np.ptp(rows), np.ptp(columns)) >= 20
+    drawn = [s.mask for i in range(400) for s in pocket_item("val", i).segments if s.label == kind]
+
+    def fill(mask):
+        """Share of the smallest square around it."""
+        return mask.sum() / (np.ptp(np.where(mask), axis=1).max() + 1) ** 2
+
+    assert min(abs(fill(one) - fill(mask)) for one in drawn) < 0.05
+    assert np.array_equal(
+        outline_mask(kind, (0.25, 0.125, 0.625, 0.5), mirrored=True)[:, 16:40],
+        outline_mask(kind, (0.25, 0.125, 0.625, 0.5))[:, 39:15:-1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "box", "message"),
+    [
+        ("dog", (0, 0, 1, 1), "kind is 'dog'; there are ball, box"),
+        ("ball", (0.5, 0.5, 0.52, 0.9), "at least 1/16 wide"),
+        ("ball", (0.8, 0.5, 1.2, 0.9), r"box is \(0.8, 0.5, 1.2, 0.9\); give"),
+    ],
+)
+def test_an_outline_that_cannot_be_is_refused(kind, box, message):
+    with pytest.raises(ValueError, match=message):
+        outline_mask(kind, box)

@@ -239,6 +239,22 @@ def test_no_map_is_built_at_the_size_of_the_picture():
     assert allocated.total < 40e6, f"{allocated.total / 1e6:.0f} MB"
 
 
+def test_the_work_that_is_shown_is_the_work_that_is_done():
+    vectors, cover = torch.randn(3, 4, D), coverage(patches(3, 4), (4, 4))
+    given = (vectors, cover, (1, 2), 0.0)
+    work = training_map(*given, generator(5), show_work=True)
+    assert torch.equal(work["st_map"], training_map(*given, generator(5)))
+    assert torch.equal(paint(work["painted"], cover), work["st_map"])
+    for b, k in product(range(3), range(4)):
+        assert torch.equal(work["painted"][b, k], vectors[b, k] * work["chosen"][b, k])
+
+    scene = Scene("a wood", [Region("a", box=(0, 0, 1, 0.5)), Region("bb", box=(0, 0.25, 1, 1))])
+    work = inference_map(scene, Words().text, (4, 4), show_work=True)
+    assert torch.equal(work["st_map"], inference_map(scene, Words().text, (4, 4)))
+    assert torch.equal(work["vectors"], Words().text(["a", "bb"]))
+    assert work["cover"].sum((1, 2)).tolist() == [4.0, 12.0]
+
+
 # --- kinds of map ---------------------------------------------------------------------------------
 
 
