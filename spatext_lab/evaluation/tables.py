@@ -107,4 +107,4 @@ def _cell(row: dict, key: str) -> str:
     if isinstance(value, int):
         return str(value)
     interval = row.get(f"{key}_95")
-    return f"{value:.3f}" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")
+    return f"{value:.3f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")

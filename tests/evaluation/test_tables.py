@@ -94,4 +94,4 @@ def test_rows_without_a_model_are_left_out(root, tmp_path):
 
 def test_a_cell_without_a_number_is_a_dash():
     table = tables.markdown([{"local_iou": 0.5, "local_iou_95": [0.4, 0.6], "passes": None}], ["x"])
-    assert table.splitlines()[2] == "| x | - | - | 0.500 (0.40-0.60) | - | - | - | - | - | - |"
+    assert table.splitlines()[2] == "| x | - | - | 0.500 (0.400-0.600) | - | - | - | - | - | - |"
