@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpaText's tables: what each part of the method is worth, and what bad masks cost."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +14,9 @@ from spatext_lab.charts import curve
 from spatext_lab.evaluation.masks import WORSE
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.report import evaluate, tasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VARIANTS = ("vectors", "binary", "caption", "similarity")  # trained alike, and not shipped
 ABLATION = (
@@ -73,14 +79,19 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
     _write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows])
     rows = tolerance(min(scenes, 128), model)
     _write(out, "masks", rows, [row["masks"] for row in rows])
-    rows = sorted(rows, key=lambda row: row["mask_quality"])
-    quality = [row["mask_quality"] for row in rows]
-    lines = {
-        name: (quality, [row[key] for row in rows])
-        for name, key in (("local IoU", "local_iou"), ("region accuracy", "region_accuracy"))
-    }
-    figure = curve(lines, "IoU of the masks given with the exact ones", "score")
-    figure.savefig(out / "masks.png")
+    masks_figure(rows).savefig(out / "masks.png")
+
+
+def masks_figure(rows: Sequence[dict]) -> Figure:
+    """Local IoU and region accuracy against the quality of the masks, by `tolerance`'s rows."""
+    lines = {}
+    for size, others in (("too small", "eroded"), ("too large or coarse", ("dilated", "a "))):
+        some = [row for row in rows if row["masks"].startswith(others) or row["masks"] == "exact"]
+        some = sorted(some, key=lambda row: row["mask_quality"])
+        for name, key in (("IoU", "local_iou"), ("accuracy", "region_accuracy")):
+            values = [row[key] for row in some]
+            lines[f"{name}, masks {size}"] = ([row["mask_quality"] for row in some], values)
+    return curve(lines, "IoU of the masks given with the exact ones", "score")
 
 
 def markdown(rows: Sequence[dict], names: Sequence[str]) -> str:
