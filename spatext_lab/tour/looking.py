@@ -64,8 +64,9 @@ def st_map(tour: Tour) -> list[Html]:
     page.facts["map"] = {"shape": [d, h, w], "covered": round(covered, 4)}
     return [
         prose(
-            "CLIP turns each region's text into a vector, which is painted into the region's "
-            f"cells. The result is the spatio-textual map: {d} numbers at each of {h} × {w} places."
+            "CLIP turns each region's text into a vector, the prior turns that into one that a "
+            "picture of it could have, and this is painted into the region's cells. The result is the "
+            f"spatio-textual map: {d} numbers at each of {h} × {w} places."
         ),
         figure(
             tiles(
