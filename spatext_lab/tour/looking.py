@@ -65,8 +65,8 @@ def st_map(tour: Tour) -> list[Html]:
     return [
         prose(
             "CLIP turns each region's text into a vector, the prior turns that into one that a "
-            "picture of it could have, and this is painted into the region's cells. The result is the "
-            f"spatio-textual map: {d} numbers at each of {h} × {w} places."
+            "picture of it could have, and this is painted into the region's cells. The result is "
+            f"the spatio-textual map: {d} numbers at each of {h} × {w} places."
         ),
         figure(
             tiles(
