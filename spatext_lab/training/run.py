@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from spatext_lab.training import checkpoint
 from spatext_lab.training.card import write_card
+from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Trainer
-from spatext_lab.training.recipes import RECIPES
+from spatext_lab.training.recipes import RECIPES, Recipe
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -43,17 +44,9 @@ def run(
     Raises ValueError for an unknown recipe, for what it does not take and for steps < 1, and what
     checkpoint.load raises.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe is {name!r}; there are {', '.join(RECIPES)}")
     given = {"data": data, "base": base, "representation": representation}
     given = {key: value for key, value in given.items() if value is not None}
-    for key, value in given.items():
-        if key not in RECIPES[name].takes:
-            able = ", ".join(r.name for r in RECIPES.values() if key in r.takes)
-            raise ValueError(f"{key} is {value}; {name} takes none, only {able} does")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}; give at least 1")
-    recipe = RECIPES[name]
+    recipe = _checked(name, given, steps)
     plan = replace(recipe.plan, seed=seed, steps=steps or recipe.plan.steps)
     out = Path(out or f"outputs/train/{name}")
     minutes = plan.steps * recipe.seconds_per_step / 60
@@ -66,21 +59,37 @@ def run(
     _train(trainer, saved)
     trainer.use_average()
     job.save(out)
-    write_card(
-        out,
-        {
-            "recipe": name,
-            "use": recipe.use,
-            "data": job.data,
-            "given": {key: Path(value).name for key, value in given.items()},
-            "plan": asdict(job.plan),
-            "final_loss": round(sum(trainer.losses[-100:]) / len(trainer.losses[-100:]), 5),
-            "seconds": round(trainer.seconds),
-            "hardware": _hardware(trainer.accelerator.device),
-            "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
-        },
-    )
+    write_card(out, _facts(recipe, job, trainer, given))
     return out
+
+
+def _checked(name: str, given: dict, steps: int | None) -> Recipe:
+    """The recipe of that name, if it takes what is given."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe is {name!r}; there are {', '.join(RECIPES)}")
+    for key, value in given.items():
+        if key not in RECIPES[name].takes:
+            able = ", ".join(r.name for r in RECIPES.values() if key in r.takes)
+            raise ValueError(f"{key} is {value}; {name} takes none, only {able} does")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}; give at least 1")
+    return RECIPES[name]
+
+
+def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
+    """What the model's card says."""
+    last = trainer.losses[-100:]
+    return {
+        "recipe": recipe.name,
+        "use": recipe.use,
+        "data": job.data,
+        "given": {key: Path(value).name for key, value in given.items()},
+        "plan": asdict(job.plan),
+        "final_loss": round(sum(last) / len(last), 5),
+        "seconds": round(trainer.seconds),
+        "hardware": _hardware(trainer.accelerator.device),
+        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
+    }
 
 
 def _train(trainer: Trainer, saved: Path) -> None:
