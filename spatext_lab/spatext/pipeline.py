@@ -40,6 +40,10 @@ def to_images(pixels: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in array]
 
 
+def _listed(scenes: Scene | Sequence[Scene]) -> list[Scene]:
+    return [scenes] if isinstance(scenes, Scene) else list(scenes)
+
+
 class TextToImagePipeline(ModelFolder):
     """Draws a scene's caption and takes no notice of its regions: the floor that SpaText lifts.
 
@@ -79,10 +83,6 @@ class TextToImagePipeline(ModelFolder):
         ).input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state
 
-    def condition_apart(self, scenes: Sequence[Scene]) -> Condition:
-        """What the network is told where every region has its own scale: there are no regions."""
-        return self.condition(scenes)
-
     @torch.no_grad()
     def captions(self, captions: Sequence[str]) -> Condition:
         """What the network is told of the captions alone."""
@@ -95,10 +95,7 @@ class TextToImagePipeline(ModelFolder):
 
     def stream(self, scenes: Scene | Sequence[Scene], **settings) -> Iterator[SampleStep]:
         """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
-        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-        apart = isinstance(settings.get("region_guidance_scale"), Sequence)
-        condition = self.condition_apart(scenes) if apart else self.condition(scenes)
-        return self.sample(condition, **settings)
+        return self.sample(self.condition(_listed(scenes)), **settings)
 
     @torch.no_grad()
     def sample(
@@ -196,6 +193,12 @@ class SpaTextPipeline(TextToImagePipeline):
                 f"prior has vectors of {prior.width} numbers, clip of {clip.width}; "
                 "give the prior that was trained for this CLIP"
             )
+
+    def stream(self, scenes: Scene | Sequence[Scene], **settings) -> Iterator[SampleStep]:
+        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
+        if isinstance(settings.get("region_guidance_scale"), Sequence):
+            return self.sample(self.condition_apart(_listed(scenes)), **settings)
+        return super().stream(scenes, **settings)
 
     def _settings(self) -> dict:
         """The limits of the training, and the representation where it is not the paper's."""
