@@ -20,7 +20,7 @@ _HOME = {
     "Region": "spatext_lab.scene",
     "Scene": "spatext_lab.scene",
     "SpaTextPipeline": "spatext_lab.spatext.pipeline",
-    "TextToImagePipeline": "spatext_lab.spatext.pipeline",
+    "TextToImagePipeline": "spatext_lab.pipeline",
 }
 
 __all__ = ["Region", "Scene", "SpaTextPipeline", "TextToImagePipeline", "__version__"]

@@ -96,7 +96,8 @@ def sample(args: argparse.Namespace) -> int:
 
     scene = Scene.load(args.scene)
     from spatext_lab import zoo
-    from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+    from spatext_lab.pipeline import TextToImagePipeline
+    from spatext_lab.spatext.pipeline import SpaTextPipeline
 
     methods = {
         "spatext": (SpaTextPipeline, "spatext"),

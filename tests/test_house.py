@@ -31,6 +31,8 @@ FLOORS = {
 }
 # Helpers stand on the floor of the module that they serve.
 FLOORS[1] |= {"rle", "places", "charts", "pictures"}
+# What every method shares: from a scene to a picture, and the folder that a model is in.
+FLOORS[3] |= {"pipeline", "folder", "unet"}
 
 TOP_LEVEL = {
     *("spatext_lab", "notebooks", "data", "tests", "benchmarks", "docs", "tools"),

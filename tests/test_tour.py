@@ -17,8 +17,9 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket_texts import COLOUR_WORDS, KIND_WORDS, STUFF_WORDS
 from spatext_lab.evaluation.report import evaluate
 from spatext_lab.figures import outline
+from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour import looking, markup, page, plan
 from tests.tiny import tiny_model
 

@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.training.recipes.spatext import widened

@@ -12,8 +12,9 @@ from PIL import Image
 from spatext_lab import zoo
 from spatext_lab.datasets.pocket import PocketItem, Segment
 from spatext_lab.diffusion import Condition
+from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, encode, to_images
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import coverage, paint
 from spatext_lab.training.data import to_tensor
 

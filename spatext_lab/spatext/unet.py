@@ -5,10 +5,7 @@ import copy
 
 import torch
 from diffusers import UNet2DConditionModel
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from spatext_lab.diffusion import Condition
+from torch import nn
 
 
 # SpaText, arXiv 2211.14305, section 3.2: the first convolution's kernels grow from C_in to
@@ -39,37 +36,3 @@ def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     wide.conv_in = new
     wide.register_to_config(in_channels=new.in_channels)
     return wide
-
-
-class UNetDenoiser:
-    """A U-Net as a `Denoiser`, with or without a map.
-
-    A U-Net gives back as many channels as x_t has; those that it takes beyond them are the map's.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.unet = unet
-
-    def __call__(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b c h w"]:
-        """The prediction for x_t; a U-Net that takes a map and is given None is given the zero map.
-
-        Raises ValueError for a map of another shape than this U-Net takes beside this x_t, and for
-        any map if it takes none: left out without a word, it would just have no effect.
-        """
-        st_map = self._checked_map(x_t, condition)
-        # CLIP's vectors have length 1, so their d numbers are small; brought to the variance of the
-        # latents, the map is learned as fast as everything else (DALL-E 2's prior does the same).
-        x_in = x_t if st_map is None else torch.cat([x_t, st_map * st_map.shape[1] ** 0.5], dim=1)
-        return self.unet(x_in, t, encoder_hidden_states=condition.text).sample
-
-    def _checked_map(self, x_t: Tensor, condition: Condition) -> Tensor | None:
-        channels = self.unet.config.in_channels - self.unet.config.out_channels
-        st_map, shape = condition.st_map, (len(x_t), channels, *x_t.shape[2:])
-        if st_map is None:
-            return x_t.new_zeros(shape) if channels else None
-        if st_map.shape != shape:
-            wanted = f"one of shape {shape}" if channels else "none (st_map=None)"
-            raise ValueError(f"st_map has shape {tuple(st_map.shape)}; this U-Net takes {wanted}")
-        return st_map.to(x_t)

@@ -12,8 +12,8 @@ import torch
 from spatext_lab.datasets.coco import CocoItem, CocoSubset, read_coco
 from spatext_lab.evaluation.metrics import psnr
 from spatext_lab.figures import draw_scene, map_picture, outline
+from spatext_lab.pipeline import encode
 from spatext_lab.scene import Scene
-from spatext_lab.spatext.pipeline import encode
 from spatext_lab.tour.adapt import SIZE, cached, learn
 from spatext_lab.tour.markup import Html, figure, folded, legend, prose, table
 from spatext_lab.tour.plan import Budget, Photos, Tour

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.spatext.pipeline import encode
+from spatext_lab.pipeline import encode
 from spatext_lab.spatext.representation import coverage
 from spatext_lab.training.data import to_tensor
 

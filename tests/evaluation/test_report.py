@@ -23,7 +23,8 @@ from spatext_lab.evaluation.report import (
     scores,
     tasks,
 )
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from tests.tiny import tiny_model
 
 KEYS = {

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spatext_lab.diffusion import initial_noise
+from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, encode, to_images
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import inference_map
 from tests.tiny import WIDTH, tiny_model
 

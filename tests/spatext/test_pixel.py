@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from spatext_lab.pipeline import encode
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, encode
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from tests.tiny import WIDTH, tiny_model
 

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from spatext_lab.diffusion import Condition, noise_schedule, training_loss
-from spatext_lab.spatext.unet import UNetDenoiser, widen_input
+from spatext_lab.spatext.unet import widen_input
+from spatext_lab.unet import UNetDenoiser
 
 EXTRA = 5
 T = torch.tensor([0, 999])

@@ -12,8 +12,9 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training.recipes import spatext
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 from spatext_lab.training.run import run

@@ -15,9 +15,9 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import Condition
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.pipeline import TextToImagePipeline, encode
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline, encode
-from spatext_lab.spatext.unet import UNetDenoiser
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training import cache, checkpoint
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan, Trainer
@@ -33,6 +33,7 @@ from spatext_lab.training.recipes import (
     text_to_image,
     tokenizer,
 )
+from spatext_lab.unet import UNetDenoiser
 from tests.tiny import tiny_model
 
 PLAN = Plan(steps=12, lr=2e-3, warmup=2)

@@ -13,13 +13,15 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.pocket import COLOURS, KINDS, PATTERNS, STUFF
 from spatext_lab.diffusion import Condition, drop_conditions, training_loss
-from spatext_lab.spatext.pipeline import SpaTextPipeline, TextToImagePipeline
+from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import Representation, choose_segments
-from spatext_lab.spatext.unet import UNetDenoiser, widen_input
+from spatext_lab.spatext.unet import widen_input
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
+from spatext_lab.unet import UNetDenoiser
 
 BATCH, SCENES, DROP = 16, 24_000, 0.1
 # The paper paints 1 to 3 segments of at least 5 % of the picture. Students paint more and smaller

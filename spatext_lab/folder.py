@@ -7,16 +7,13 @@ lie there twice: `_shared` says which other folder has it.
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 import diffusers
 import torch
 import transformers
-
-from spatext_lab.clip import Clip
-from spatext_lab.spatext.pixel import PixelFold
-from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 
 INDEX = "model_index.json"
 
@@ -80,14 +77,20 @@ class ModelFolder:
         return {}
 
 
-_OURS = {kind.__name__: kind for kind in (Clip, DiffusionPrior, LinearPrior, PixelFold)}
+# Our own parts, by class; imported only where a folder has one.
+_OURS = {
+    "Clip": "spatext_lab.clip",
+    "DiffusionPrior": "spatext_lab.spatext.prior",
+    "LinearPrior": "spatext_lab.spatext.prior",
+    "PixelFold": "spatext_lab.spatext.pixel",
+}
 
 
 def _load(kind: Sequence[str], place: Path, device: str):
     """One part: a class of diffusers, transformers or ours, by the index's (library, class)."""
     library, name = kind
     if library == "spatext_lab":
-        return _OURS[name].from_pretrained(place).to(device)
+        return getattr(import_module(_OURS[name]), name).from_pretrained(place).to(device)
     part = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
     if issubclass(part, diffusers.SchedulerMixin):
         # Stable Diffusion 1.5 comes with another sampler: the schedule is kept, the loop is ours.
