@@ -45,6 +45,11 @@ def read_categories(path: Path) -> dict[int, str]:
     return {row["id"]: row["name"] for row in found if is_text(row.get("name"))}
 
 
+def thing_names(root: Path, split: str) -> set[str]:
+    """The categories that have instances: things, not stuff."""
+    return set(read_categories(root / "annotations" / f"instances_{split}2017.json").values())
+
+
 def is_text(value: Any) -> bool:
     """A string that says something and holds no half characters (which no tokenizer can take)."""
     if not isinstance(value, str) or not value.strip():

@@ -6,6 +6,7 @@ with a free-form text (a panoptic segmentation, as COCO has). Item *k* of a spli
 every machine. A fifth of the (kind, colour, pattern) combinations is held out of training.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from random import Random
@@ -14,6 +15,7 @@ import numpy as np
 
 from spatext_lab.datasets.pocket_shapes import SHAPES, sprite
 from spatext_lab.datasets.pocket_texts import Look, captions, stuff_text, thing_text
+from spatext_lab.places import tight_box
 from spatext_lab.scene import Region, Scene
 
 SIZE = 64
@@ -146,6 +148,12 @@ class PocketItem:
         return Scene(self.captions[0], [Region(s.text, mask=s.mask) for s in self.segments])
 
     @cached_property
+    def layout(self) -> Scene:
+        """The same as boxes, of the things alone, as ReCo is given a scene."""
+        things = [s for s in self.segments if s.is_thing]
+        return Scene(self.captions[0], [Region(s.text, box=tight_box(s.mask)) for s in things])
+
+    @cached_property
     def kind_map(self) -> np.ndarray:
         """uint8 (64, 64): index into LABELS at every pixel."""
         return sum(np.uint8(LABELS.index(s.label)) * s.mask for s in self.segments)
@@ -159,7 +167,9 @@ class PocketItem:
 
 
 @dataclass(frozen=True)
-class _Placed:
+class Placed:
+    """A thing and where it stands: its look, its square's corner and side in pixels."""
+
     look: Look
     x: int
     y: int
@@ -167,7 +177,7 @@ class _Placed:
     mirrored: bool
 
 
-def _random_look(rng: Random, split: str) -> Look:
+def random_look(rng: Random, split: str) -> Look:
     """Any allowed combination; outside training half of the things are held-out ones."""
     want = split != "train" and rng.random() < 0.5
     while True:
@@ -176,27 +186,27 @@ def _random_look(rng: Random, split: str) -> Look:
             return look
 
 
-def _overlap(a: _Placed, b: _Placed) -> float:
+def overlap(a: Placed, b: Placed) -> float:
     """Share of the smaller thing's square that the two squares have in common."""
     width = min(a.x + a.side, b.x + b.side) - max(a.x, b.x)
     height = min(a.y + a.side, b.y + b.side) - max(a.y, b.y)
     return max(width, 0) * max(height, 0) / min(a.side, b.side) ** 2
 
 
-def _place(rng: Random, split: str) -> list[_Placed]:
+def _place(rng: Random, split: str) -> list[Placed]:
     """One to four things, sides 15-45 %, overlaps up to a fifth; a fifth of scenes repeats one."""
     n, equal = rng.choices((1, 2, 3, 4), (3, 4, 3, 2))[0], rng.random() < 0.2
-    look, side = _random_look(rng, split), rng.randint(12, 22)
-    placed: list[_Placed] = []
+    look, side = random_look(rng, split), rng.randint(12, 22)
+    placed: list[Placed] = []
     for _ in range(n):
         if not equal:
-            look = _random_look(rng, split)
+            look = random_look(rng, split)
         for _ in range(12):
             if not equal:
                 side = round(rng.triangular(10, 29 if n < 3 else 24, 24))
             x, y = rng.randint(1, SIZE - 1 - side), rng.randint(1, SIZE - 1 - side)
-            thing = _Placed(look, x, y, side, rng.random() < 0.5)
-            if all(_overlap(thing, other) <= 0.2 for other in placed):
+            thing = Placed(look, x, y, side, rng.random() < 0.5)
+            if all(overlap(thing, other) <= 0.2 for other in placed):
                 placed.append(thing)
                 break
     return placed
@@ -213,7 +223,7 @@ def _backdrop(rng: Random, name: str) -> tuple[np.ndarray, np.ndarray]:
     return textures[upper] + below * (textures[lower] - textures[upper]), below[..., 0] > 0.5
 
 
-def _blit(image: np.ndarray, owner: np.ndarray, thing: _Placed, number: int) -> None:
+def _blit(image: np.ndarray, owner: np.ndarray, thing: Placed, number: int) -> None:
     kind, colour, pattern = thing.look
     art, c = sprite(kind, pattern, thing.side, thing.mirrored), COLOURS.index(colour)
     window = np.s_[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
@@ -221,6 +231,21 @@ def _blit(image: np.ndarray, owner: np.ndarray, thing: _Placed, number: int) -> 
     coat = (_RGB[c] * (1 - accent) + _ACCENT[c] * accent) * art.body[..., None] + art.detail
     image[window] = image[window] * (1 - alpha) + coat * art.light[..., None] * alpha
     owner[window][art.mask] = number
+
+
+def draw(
+    rng: Random, backdrop: str, place: Callable[[], Sequence[Placed]]
+) -> tuple[np.ndarray, np.ndarray, Sequence[Placed]]:
+    """A picture uint8 (64, 64, 3), who is seen at each pixel uint8 (64, 64), and the things placed.
+
+    Who: 0 and 1 are the backdrop's two segments, k + 2 is the k-th thing. place: says what stands
+    where; asked after the backdrop is drawn, since both may draw from one `rng`.
+    """
+    image, below = _backdrop(rng, backdrop)
+    owner, placed = below.astype(np.uint8), place()
+    for number, thing in enumerate(placed, start=2):
+        _blit(image, owner, thing, number)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), owner, placed
 
 
 def outline_mask(
@@ -254,11 +279,7 @@ def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
         raise ValueError(f"index is {index}; scenes are counted from 0")
     rng = Random(f"{seed}/{split}/{index}")
     name = rng.choice(tuple(BACKDROPS))
-    image, owner = _backdrop(rng, name)
-    owner = owner.astype(np.uint8)
-    placed = _place(rng, split)
-    for number, thing in enumerate(placed, start=2):
-        _blit(image, owner, thing, number)
+    pixels, owner, placed = draw(rng, name, lambda: _place(rng, split))
     stuff = [
         Segment(label, None, None, stuff_text(rng, label), owner == i)
         for i, label in enumerate(BACKDROPS[name][:2])
@@ -269,5 +290,4 @@ def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
     ]
     looks = [thing.look for thing in placed]
     centres = [(thing.x + thing.side / 2, thing.y + thing.side / 2) for thing in placed]
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return PocketItem(split, index, pixels, captions(rng, name, looks, centres), (*stuff, *things))

@@ -55,7 +55,8 @@ NUMBERS = ("no", "one", "two", "three", "four")
 Look = tuple[str, str, str]  # kind, colour, pattern
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """The words with "a" or "an" before them."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -65,23 +66,28 @@ def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("x", "s")) else "s")
 
 
+def noun(rng: Random, kind: str, plural: bool = False) -> str:
+    """A word for a kind of thing."""
+    word = rng.choice(KIND_WORDS[kind])
+    return _plural(word) if plural else word
+
+
 def _phrase(rng: Random, look: Look, *, plural: bool = False, detail: int = 2) -> str:
     """Noun phrase without article; detail 0: kind, 1: colour and kind, 2: pattern too."""
     kind, colour, pattern = look
-    noun = rng.choice(KIND_WORDS[kind])
-    noun = _plural(noun) if plural else noun
+    word = noun(rng, kind, plural)
     if detail == 0:
-        return noun
+        return word
     hue = rng.choice(COLOUR_WORDS[colour])
     if detail == 1 or (pattern == "plain" and rng.random() < 0.8):
-        return f"{hue} {noun}"
+        return f"{hue} {word}"
     if pattern == "plain":
-        return f"plain {hue} {noun}"
+        return f"plain {hue} {word}"
     adjective = rng.choice(PATTERN_WORDS[pattern])
     forms = (
-        f"{hue} {adjective} {noun}",
-        f"{adjective} {hue} {noun}",
-        f"{hue} {noun} with {PATTERN_NOUNS[pattern]}",
+        f"{hue} {adjective} {word}",
+        f"{adjective} {hue} {word}",
+        f"{hue} {word} with {PATTERN_NOUNS[pattern]}",
     )
     return rng.choice(forms)
 
@@ -90,10 +96,10 @@ def thing_text(rng: Random, look: Look) -> str:
     """A free-form text for one thing, for example "a fish with red stripes"."""
     kind, colour, pattern = look
     if pattern != "plain" and rng.random() < 0.15:
-        noun, hue = rng.choice(KIND_WORDS[kind]), rng.choice(COLOUR_WORDS[colour])
-        return f"{_article(noun)} that is {hue} and {rng.choice(PATTERN_WORDS[pattern])}"
+        word, hue = noun(rng, kind), rng.choice(COLOUR_WORDS[colour])
+        return f"{article(word)} that is {hue} and {rng.choice(PATTERN_WORDS[pattern])}"
     phrase = _phrase(rng, look)
-    return phrase if rng.random() < 0.25 else _article(phrase)
+    return phrase if rng.random() < 0.25 else article(phrase)
 
 
 def stuff_text(rng: Random, name: str) -> str:
@@ -112,7 +118,7 @@ def _counted(rng: Random, looks: list[Look], detail: int) -> str:
     for key in dict.fromkeys(keys):
         look, n = looks[keys.index(key)], keys.count(key)
         phrase = _phrase(rng, look, plural=n > 1, detail=detail)
-        parts.append(_article(phrase) if n == 1 else f"{NUMBERS[n]} {phrase}")
+        parts.append(article(phrase) if n == 1 else f"{NUMBERS[n]} {phrase}")
     return _listed(parts)
 
 
@@ -128,7 +134,7 @@ def _relation(rng: Random, looks: list[Look], centres: list[tuple[float, float]]
         )
     else:
         word = rng.choice(("above", "over")) if dy > 0 else rng.choice(("below", "under"))
-    first, second = (_article(_phrase(rng, looks[i], detail=1)) for i in (a, b))
+    first, second = (article(_phrase(rng, looks[i], detail=1)) for i in (a, b))
     return f"{first} {word} {second}"
 
 

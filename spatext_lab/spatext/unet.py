@@ -19,20 +19,34 @@ def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     if extra < 1:
         raise ValueError(f"extra is {extra}; give the number of channels of the map, at least 1")
     # from_pretrained(..., ignore_mismatched_sizes=True) would leave uninitialised memory there
-    wide = copy.deepcopy(unet)
-    old = wide.conv_in
+    return _with_inputs(unet, unet.conv_in.in_channels + extra)
+
+
+def narrow_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of `unet` without the input channels beyond those of its output: without the map.
+
+    Its output is exactly what `unet` gives with a zero map.
+    """
+    return _with_inputs(unet, unet.config.out_channels)
+
+
+def _with_inputs(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
+    """A copy that takes so many channels: the first as they were, new ones with weight zero."""
+    changed = copy.deepcopy(unet)
+    old = changed.conv_in
     new = nn.Conv2d(
-        old.in_channels + extra,
+        channels,
         old.out_channels,
         old.kernel_size,
         padding=old.padding,
         device=old.weight.device,
         dtype=old.weight.dtype,
     )
+    same = min(channels, old.in_channels)
     with torch.no_grad():
         new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
+        new.weight[:, :same] = old.weight[:, :same]
         new.bias.copy_(old.bias)
-    wide.conv_in = new
-    wide.register_to_config(in_channels=new.in_channels)
-    return wide
+    changed.conv_in = new
+    changed.register_to_config(in_channels=channels)
+    return changed

@@ -18,6 +18,7 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.pipeline import encode
+from spatext_lab.scene import Region
 from spatext_lab.spatext.representation import coverage
 from spatext_lab.training.data import to_tensor
 
@@ -31,8 +32,9 @@ class Example:
 
     image: np.ndarray  # uint8 (H, W, 3)
     captions: tuple[str, ...]
-    masks: np.ndarray  # bool (k, H, W), disjoint
-    texts: tuple[str, ...]  # of the k segments
+    masks: np.ndarray | None = None  # bool (k, H, W), disjoint; SpaText reads these
+    texts: tuple[str, ...] = ()  # of the k segments
+    regions: tuple[Region, ...] = ()  # ReCo reads these
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Cache:
 
     latents: Float[Tensor, "n c h w"]
     captions: list[tuple[str, ...]]
+    regions: list[tuple[Region, ...]]
     texts: list[tuple[str, ...]] | None = None  # of the segments that are kept, the largest first
     vectors: Float[Tensor, "n k d"] | None = None
     cover: Float[Tensor, "n k h w"] | None = None
@@ -76,12 +79,13 @@ def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
 @torch.no_grad()
 def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
     """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
-    latents, captions, segments, pictures = [], [], [], []
+    latents, captions, regions, segments, pictures = [], [], [], [], []
     bar = tqdm(total=total, desc="caching", unit="picture")
     for chunk in _chunks(examples):
         images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
         latents.append(encode(vae, images).cpu())
         captions += [e.captions for e in chunk]
+        regions += [e.regions for e in chunk]
         if clip is not None:
             images, size = (images / 2 + 0.5).to(clip.device), latents[0].shape[-2:]
             pictures.append(clip.images(images).cpu())
@@ -90,10 +94,10 @@ def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None
         bar.update(len(chunk))
     bar.close()
     if clip is None:
-        return Cache(torch.cat(latents), captions)
+        return Cache(torch.cat(latents), captions, regions)
     texts, vectors, cover = zip(*segments, strict=True)
     stacks = torch.stack(vectors), torch.stack(cover), torch.cat(pictures)
-    return Cache(torch.cat(latents), captions, list(texts), *stacks)
+    return Cache(torch.cat(latents), captions, regions, list(texts), *stacks)
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:

@@ -30,6 +30,9 @@ def run(
     data: Path | None = None,
     base: str | None = None,
     representation: str | None = None,
+    variant: str | None = None,
+    bins: int | None = None,
+    init: str | None = None,
 ) -> Path:
     """Trains recipe `name` and returns the model folder that it wrote.
 
@@ -40,11 +43,13 @@ def run(
     base: the model to start from, "pocket" or a folder, for recipes that can; None for the
         recipe's own start.
     representation: what SpaText's map holds, a kind of `Representation`.
+    variant, bins, init: of ReCo, see `recipes.reco.make`.
 
     Raises ValueError for an unknown recipe, for what it does not take and for steps < 1, and what
     checkpoint.load raises.
     """
     given = {"data": data, "base": base, "representation": representation}
+    given |= {"variant": variant, "bins": bins, "init": init}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = _checked(name, given, steps)
     plan = replace(recipe.plan, seed=seed, steps=steps or recipe.plan.steps)
@@ -83,13 +88,18 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
         "recipe": recipe.name,
         "use": recipe.use,
         "data": job.data,
-        "given": {key: Path(value).name for key, value in given.items()},
+        "given": {key: _named(value) for key, value in given.items()},
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
         "hardware": _hardware(trainer.accelerator.device),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
     }
+
+
+def _named(value: Path | str | int) -> str | int:
+    """A choice as it is, a folder by its name: where it lies is a path of one machine."""
+    return value if isinstance(value, int) else Path(value).name
 
 
 def _train(trainer: Trainer, saved: Path) -> None:

@@ -20,10 +20,11 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
-    # "data": a folder in COCO layout, "base": a model to start from, "representation": a map's kind
+    # "data": a folder in COCO layout, "base": a model to start from, "representation": a map's
+    # kind, "variant": of ReCo, "bins": how many position tokens, "init": how their rows begin
     takes: tuple[str, ...] = ()
 
-    def make(self, plan: Plan, device: str, **given: Path | str) -> Job:
+    def make(self, plan: Plan, device: str, **given: Path | str | int) -> Job:
         """Builds the module and its data; may take a while where latents have to be cached.
 
         given: what of `takes` the user gave.
@@ -100,6 +101,15 @@ RECIPES = {
             Plan(steps=9000, lr=1e-3),
             0.33,
             "draws pocket scenes without an autoencoder: SpaText's pixel variant",
+        ),
+        Recipe(
+            "reco",
+            "reco",
+            "reco",
+            Plan(steps=11_000, lr=1e-3),
+            0.3,
+            "draws pocket scenes: a caption, and texts for boxes",
+            takes=("data", "base", "variant", "bins", "init"),
         ),
     )
 }

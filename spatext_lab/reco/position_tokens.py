@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ReCo's position tokens: a scene as one sentence, coordinates between the words.
+
+A coordinate in [0, 1] is rounded to one of N bins, and each bin is a word of the vocabulary, shared
+by x and y. So a scene is a sequence of ids that passes through the text transformer as any text:
+
+    [BOS] caption [EOS]  x0 y0 x1 y1 [BOS] text [EOS]  x0 y0 x1 y1 [BOS] text [EOS] ... [PAD] [PAD]
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from warnings import warn
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from spatext_lab.places import Box
+from spatext_lab.reco.written import bin_token, check_text
+from spatext_lab.scene import Region, Scene
+
+
+# ReCo, arXiv 2211.15518, section 3.1, as its released code has it: id(v) = round(v (N - 1)) + V.
+# One rounding, ever: the released prompt script rounds twice and moves 499 of 1000 bins.
+def to_bin(value: float, bins: int) -> int:
+    """The bin (0 ... bins - 1) of a coordinate in [0, 1]."""
+    return round(value * (bins - 1))
+
+
+def to_value(number: int, bins: int) -> float:
+    """The coordinate in [0, 1] that a bin stands for; `to_bin` leads back, for every bin."""
+    return number / (bins - 1)
+
+
+def snapped(box: Box, bins: int) -> Box:
+    """The box that the bins say, each edge at most 1 / (2 (bins - 1)) from where it was."""
+    return tuple(to_value(to_bin(value, bins), bins) for value in box)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One entry of the sequence.
+
+    region: 0 for the caption, k for the k-th region (from 1), -1 for padding.
+    """
+
+    id: int
+    text: str
+    region: int
+    is_position: bool = False
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A scene's sequence with everything that went into it; shows itself as coloured tokens.
+
+    dropped: the numbers (counted from 0) of the regions that did not fit.
+    """
+
+    tokens: tuple[Token, ...]
+    dropped: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """What the text transformer is given."""
+        return [token.id for token in self.tokens]
+
+    def _repr_html_(self) -> str:
+        from spatext_lab.figures import token_strip  # pictures only where one is shown
+
+        said = [token for token in self.tokens if token.region >= 0]
+        pads = len(self.tokens) - len(said)
+        row = [(t.text, t.region, t.is_position) for t in said]
+        return token_strip(row, f"and {pads} of padding; {len(said)} of {len(self.tokens)} used")
+
+    def __str__(self) -> str:
+        return " ".join(token.text for token in self.tokens if token.region >= 0)
+
+
+class PositionTokens:
+    """Scenes to ids and back, by a tokenizer that knows the bins (see `text_encoder.grow`).
+
+    tokenizer: a CLIP tokenizer with the words `<bin000>`, `<bin001>` ...; without any, captions
+        alone can be said.
+    length: tokens that the text transformer reads; 77 times 8 = 616 in the paper's COCO model.
+    """
+
+    def __init__(self, tokenizer, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.bin_ids = bin_ids(tokenizer)
+        self._number = {token: number for number, token in enumerate(self.bin_ids)}
+
+    @property
+    def bins(self) -> int:
+        """How many bins the vocabulary has."""
+        return len(self.bin_ids)
+
+    def batch(self, scenes: Sequence[Scene]) -> Int[Tensor, "b length"]:
+        """The ids of scenes, padded as Stable Diffusion pads: with the tokenizer's pad token.
+
+        Regions that do not fit are dropped whole, last first, and named in a warning.
+        Raises ValueError, naming the region, for an empty text, a text that holds a position token
+        or another special one, and a box that is thinner than a bin.
+        """
+        words = self._tokenized(scenes)
+        ids = np.full((len(scenes), self.length), self.tokenizer.pad_token_id, np.int64)
+        for row, scene in zip(ids, scenes, strict=True):
+            parts, dropped = self._fitting(self._parts(scene, words))
+            if dropped:
+                _warn_dropped(scene, dropped, self.length)
+            said = [token for part in parts for token in part]
+            row[: len(said)] = said
+        return torch.from_numpy(ids)
+
+    def show_work(self, scene: Scene) -> Sentence:
+        """The same for one scene, each token with its text and its region: its own picture."""
+        parts, dropped = self._fitting(self._parts(scene, self._tokenized([scene])))
+        texts = self.tokenizer.convert_ids_to_tokens
+        tokens = [
+            Token(i, texts(i).removesuffix("</w>"), region, i in self._number)
+            for region, part in enumerate(parts)
+            for i in part
+        ]
+        pad = Token(self.tokenizer.pad_token_id, self.tokenizer.pad_token, -1)
+        return Sentence((*tokens, *[pad] * (self.length - len(tokens))), tuple(dropped))
+
+    def decode(self, ids: Sequence[int] | Int[Tensor, " length"]) -> Scene:
+        """The scene that a sequence says; texts come back in lower case, boxes on their bins.
+
+        Raises ValueError, naming the place and the id, for what is not such a sequence.
+        """
+        ids, regions = [int(i) for i in ids], []
+        caption, at = self._read_text(ids, 0)
+        while at < len(ids) and ids[at] in self._number:
+            corners = ids[at : at + 4]
+            if len(corners) < 4 or not all(i in self._number for i in corners):
+                raise ValueError(f"ids[{at}:{at + 4}] is {corners}; a region begins with four bins")
+            box = tuple(to_value(self._number[i], self.bins) for i in corners)
+            text, end = self._read_text(ids, at + 4)
+            try:
+                regions.append(Region(text, box=box))
+            except ValueError as error:
+                raise ValueError(f"ids[{at}:{at + 4}] is {corners}: {error}") from None
+            at = end
+        for place in range(at, len(ids)):
+            if ids[place] != self.tokenizer.pad_token_id:
+                raise ValueError(
+                    f"ids[{place}] is {ids[place]}; after an end token comes a bin "
+                    f"({self.bins} of them, from {self.bin_ids[:1]}) or nothing but padding"
+                )
+        return Scene(caption, regions)
+
+    def _read_text(self, ids: list[int], at: int) -> tuple[str, int]:
+        """The text from its start token at ids[at] on, and the place behind its end token."""
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if at >= len(ids) or ids[at] != start:
+            found = ids[at] if at < len(ids) else "nothing"
+            raise ValueError(f"ids[{at}] is {found}; a text begins with the start token, {start}")
+        if end not in ids[at:]:
+            raise ValueError(f"ids[{at}] begins a text without an end token, {end}")
+        stop = ids.index(end, at)
+        known = len(self.tokenizer)
+        for place in range(at + 1, stop):
+            if not 0 <= ids[place] < known or ids[place] in (*self._number, start):
+                raise ValueError(
+                    f"ids[{place}] is {ids[place]}; within a text only words may stand"
+                )
+        return self._text(ids[at + 1 : stop]), stop + 1
+
+    def _text(self, ids: list[int]) -> str:
+        """Words as text; tokenizers that were built anew leave the mark of a word's end in it."""
+        return self.tokenizer.decode(ids).replace("</w>", " ").strip()
+
+    def _tokenized(self, scenes: Sequence[Scene]) -> dict[str, list[int]]:
+        """The ids of every text of the scenes, each text once: many are said often."""
+        texts: dict[str, None] = {}
+        for scene in scenes:
+            check_text(scene.caption, "caption", empty=True)
+            texts[scene.caption] = None
+            for k, region in enumerate(scene.regions):
+                check_text(region.text, f"regions[{k}].text")
+                texts[region.text] = None
+        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        return dict(zip(texts, ids, strict=True))
+
+    def _parts(self, scene: Scene, words: dict[str, list[int]]) -> list[list[int]]:
+        """The caption's ids and then each region's, cut nowhere but at the end of the caption."""
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        caption = words[scene.caption]
+        if len(caption) > self.length - 2:
+            rest = self._text(caption[self.length - 2 :])
+            warn(f"caption is longer than {self.length} tokens: {rest!r:.80} is cut", stacklevel=4)
+        parts = [[start, *caption[: self.length - 2], end]]
+        for k, region in enumerate(scene.regions):
+            parts.append([*self._corners(k, region), start, *words[region.text], end])
+        return parts
+
+    def _corners(self, k: int, region: Region) -> list[int]:
+        if not self.bins:
+            raise ValueError(f"the tokenizer has no position tokens for regions[{k}]: grow it")
+        x0, y0, x1, y1 = corners = [to_bin(value, self.bins) for value in region.box]
+        if x0 == x1 or y0 == y1:
+            raise ValueError(
+                f"regions[{k}].box is {region.box}, thinner than one of {self.bins} bins "
+                f"(1/{self.bins - 1} of the picture): give a larger box"
+            )
+        return [self.bin_ids[number] for number in corners]
+
+    def _fitting(self, parts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+        """As many parts as fit, and the numbers of the regions that do not."""
+        total = np.cumsum([len(part) for part in parts])
+        kept = int((total <= self.length).sum())
+        return parts[:kept], list(range(kept - 1, len(parts) - 1))
+
+
+def bin_ids(tokenizer) -> list[int]:
+    """The ids of the position tokens in a tokenizer's vocabulary, in the order of their bins.
+
+    Raises ValueError where some are missing between others.
+    """
+    numbered = {}
+    for token, i in tokenizer.get_added_vocab().items():
+        if found := re.fullmatch(r"<bin_?(\d+)>", token):
+            numbered[int(found[1])] = i
+    if sorted(numbered) != list(range(len(numbered))):
+        missing = min(set(range(len(numbered))) - set(numbered))
+        raise ValueError(f"the tokenizer has {len(numbered)} bins and not {bin_token(missing)}")
+    return [numbered[number] for number in range(len(numbered))]
+
+
+def _warn_dropped(scene: Scene, dropped: Sequence[int], length: int) -> None:
+    names = ", ".join(f"regions[{k}] ({scene.regions[k].text!r:.60})" for k in dropped)
+    warn(f"{length} tokens are not enough: {names} left out; say less", stacklevel=3)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ReCo's fine-tune: U-Net and whole text encoder learn what position tokens mean."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from spatext_lab import zoo
+from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.datasets.augment import random_view
+from spatext_lab.datasets.coco import read_coco
+from spatext_lab.datasets.coco_json import thing_names
+from spatext_lab.datasets.paintskills import SKILLS, skill_item
+from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.diffusion import Condition, training_loss
+from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.position_tokens import bin_ids
+from spatext_lab.reco.text_encoder import grow
+from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.unet import narrow_input
+from spatext_lab.training import cache
+from spatext_lab.training.job import Job, device_of, save_model
+from spatext_lab.training.loop import Plan
+from spatext_lab.unet import UNetDenoiser
+
+BATCH, SCENES, PER_SKILL = 16, 24_000, 2_500
+VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
+# Caption, regions, or both left out, so that guidance has a null and each can be alone. The
+# released code leaves out nothing: its guidance lives on what Stable Diffusion had learned before.
+DROP = 0.1
+# ReCo takes 20 boxes of a picture at most; what fits into the text encoder decides before that.
+MOST_REGIONS = 20
+MOST_BINS = 1000  # as in the paper; small pictures need no more than two a pixel
+TEMPERATURE = 0.07
+
+VARIANTS = ("reco", "after", "contrastive", "words")
+
+
+def make(
+    plan: Plan,
+    device: str,
+    data: Path | None = None,
+    base: str = "pocket",
+    variant: str = "reco",
+    bins: int | None = None,
+    init: str = "smooth",
+) -> Job:
+    """The diffusion loss on sentences of caption and boxes; nothing else is learned from.
+
+    data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
+    base: a text-to-image model to grow: "pocket", "sd15" or a folder, also SpaText's, whose map is
+        then left out; or a ReCo folder to go on from.
+    variant: "reco"; "after", position vectors put in after the text encoder; "contrastive", a
+        second loss beside the first; "words", positional words in the caption instead of tokens.
+    bins, init: of the new words, see `text_encoder.grow`; None for two bins a pixel, 1000 at most.
+    """
+    torch.manual_seed(plan.seed)
+    folder = zoo.part(base, "text-to-image")
+    model = started(folder, device_of(device), variant, bins, init, plan.seed)
+    examples, total, phrase = _examples(data, model.picture_size, plan.seed)
+    pool = cache.build(examples, total, model.vae)
+    model.most_regions = max(len(regions) for regions in pool.regions)
+    return fine_tune(model, pool, plan, phrase, TEMPERATURE if variant == "contrastive" else None)
+
+
+def started(
+    folder: Path,
+    device: str,
+    variant: str = "reco",
+    bins: int | None = None,
+    init: str = "smooth",
+    seed: int = 0,
+) -> ReCoPipeline:
+    """ReCo before its first step: the base with more words, or a ReCo folder as it is."""
+    kind = PositionalWordsPipeline if variant == "words" else ReCoPipeline
+    base = TextToImagePipeline.from_pretrained(folder, device)
+    if bin_ids(base.tokenizer):
+        return kind.from_pretrained(folder, device)
+    # Room for sentences as pictures have room for things: 77 x 8 for latents of 64 x 64, as in the
+    # paper, 77 x 2 for those of 16 x 16.
+    length = base.text_encoder.config.max_position_embeddings * max(base.latent_size // 8, 1)
+    words = 0 if variant == "words" else bins or min(2 * base.picture_size, MOST_BINS)
+    text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, words, length, init, seed)
+    unet = narrow_input(base.unet)
+    parts = (unet, base.vae, text_encoder, tokenizer, base.scheduler)
+    return kind(*parts, positions="after" if variant == "after" else "before")
+
+
+def fine_tune(
+    model: ReCoPipeline,
+    pool: cache.Cache,
+    plan: Plan,
+    phrase: str,
+    temperature: float | None = None,
+) -> Job:
+    """The job of teaching a model to read boxes, from a cache of pictures and their regions.
+
+    temperature: of the contrastive loss that is added; None for none, as in the paper.
+    """
+    denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pool), (BATCH,), generator=generator)
+        scenes = [model.spoken(scene) for scene in told(pool, index, generator)]
+        states = model.states(model.sentences.batch([*scenes, Scene("")]))
+        text, null = states[:-1], repeat(states[-1], "l c -> b l c", b=BATCH)
+        x_0 = pool.latents[index]
+        noise = torch.randn(x_0.shape, generator=generator)
+        t = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
+        x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
+        loss = training_loss(denoiser, x_0, Condition(text, null), t, noise, scheduler)
+        return loss if temperature is None else loss + contrastive_loss(text[:, -1], temperature)
+
+    both = torch.nn.ModuleDict({"unet": model.unet, "text_encoder": model.text_encoder})
+    both.to(memory_format=torch.channels_last)
+    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+
+
+def told(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
+    """What the model is told of pictures: a caption and the regions in random order, some left out.
+
+    Three dice a picture, each DROP: no caption, no regions, neither.
+    """
+    captions = pool.draw_captions(index, generator)
+    scenes = []
+    for i, caption in zip(index.tolist(), captions, strict=True):
+        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < DROP
+        regions = pool.regions[i]
+        order = torch.randperm(len(regions), generator=generator)[:MOST_REGIONS].tolist()
+        kept = () if no_regions or nothing else [regions[k] for k in order]
+        scenes.append(Scene("" if no_caption or nothing else caption, kept))
+    return scenes
+
+
+# A summary of the paper, not the paper: loss = reconstruction + contrastive, temperature 0.07, the
+# similarity of each code of a batch with each, the diagonal as the right answer.
+def contrastive_loss(codes: Float[Tensor, "b c"], temperature: float) -> Float[Tensor, ""]:
+    """Cross-entropy of the codes' cosine similarities with each other: pushes them apart.
+
+    codes: one vector a sentence, here the last state, which has read all of it.
+    """
+    unit = F.normalize(codes, dim=1)
+    right = torch.arange(len(codes), device=codes.device)
+    return F.cross_entropy(unit @ unit.T / temperature, right)
+
+
+def pocket_views(count: int, per_skill: int, size: int, seed: int) -> Iterator[cache.Example]:
+    """A random view each of pocket training scenes and of every skill's training prompts."""
+    worlds = (pocket_item("train", i) for i in range(count))
+    skills = (skill_item(skill, "train", i) for i in range(per_skill) for skill in SKILLS)
+    told = chain(
+        ((item.image, item.captions, item.layout.regions) for item in worlds),
+        ((item.image, (item.prompt,), item.scene.regions) for item in skills),
+    )
+    for k, (image, captions, regions) in enumerate(told):
+        yield _view(Image.fromarray(image), captions, regions, size, Random(f"{seed}/view/{k}"))
+
+
+def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cache.Example:
+    view = random_view(image, captions, regions, size, rng)
+    return cache.Example(view.image, view.captions, regions=view.regions)
+
+
+def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:
+    """VIEWS random views of each picture of a COCO folder, with its things as boxes; how many."""
+    things, limits = thing_names(data, "train"), (1, MOST_REGIONS)
+    subset = read_coco(data, "train", min_area=MIN_AREA, regions=limits, categories=things)
+    print(subset.report.text())
+
+    def views() -> Iterator[cache.Example]:
+        for item in subset.items:
+            image = item.image()
+            regions = [Region(region.text, box=region.box) for region in item.scene.regions]
+            for k in range(VIEWS):
+                rng = Random(f"{seed}/view/{item.image_id}/{k}")
+                yield _view(image, item.captions, regions, size, rng)
+
+    return views(), VIEWS * len(subset.items)
+
+
+def _examples(data: Path | None, size: int, seed: int) -> tuple[Iterator[cache.Example], int, str]:
+    """The views to learn from, how many, and a phrase for the card."""
+    if data is None:
+        total = SCENES + len(SKILLS) * PER_SKILL
+        phrase = f"random views of pocket scenes train 0-{SCENES - 1} and {PER_SKILL} of each skill"
+        return pocket_views(SCENES, PER_SKILL, size, seed), total, phrase
+    views, total = coco_views(data, size, seed)
+    pictures = f"{total // VIEWS} pictures of {data.name}, train2017"
+    return views, total, f"{VIEWS} random views each of {pictures}"
