@@ -153,6 +153,8 @@ def _add_train(to: Any) -> None:
         help="position tokens of ReCo (two a pixel, 1000 at most)",
     )
     add("--init", choices=INITS, help="how the rows of ReCo's new tokens begin (smooth)")
+    # None where it was not said, so that it is handed on only to recipes that take it
+    add("--aided", action="store_true", default=None, help="ReCo for a small base")
 
 
 def _add_sample(to: Any) -> None:

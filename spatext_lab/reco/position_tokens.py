@@ -58,7 +58,7 @@ class Token:
     is_position: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sentence:
     """A scene's sequence with everything that went into it; shows itself as coloured tokens.
 
@@ -80,6 +80,9 @@ class Sentence:
         pads = len(self.tokens) - len(said)
         row = [(t.text, t.region, t.is_position) for t in said]
         return token_strip(row, f"and {pads} of padding; {len(said)} of {len(self.tokens)} used")
+
+    def __repr__(self) -> str:
+        return f"<Sentence: {self}>"
 
     def __str__(self) -> str:
         return " ".join(token.text for token in self.tokens if token.region >= 0)
@@ -140,7 +143,8 @@ class PositionTokens:
         return Sentence((*tokens, *[pad] * (self.length - len(tokens))), tuple(dropped))
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " length"]) -> Scene:
-        """The scene that a sequence says; texts come back in lower case, boxes on their bins.
+        """The scene that a sequence says; texts come back as CLIP reads them (in
+        lower case, a space before commas), boxes on their bins.
 
         Raises ValueError, naming the place and the id, for what is not such a sequence.
         """

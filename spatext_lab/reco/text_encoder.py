@@ -83,6 +83,22 @@ def grow(
     return text_encoder, tokenizer
 
 
+def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
+    """A copy of a grown text encoder that knows only the words of `tokenizer`, one without bins.
+
+    So that the same model can learn other position tokens. Raises ValueError where the tokenizer
+    has bins, and where it has more words than the text encoder.
+    """
+    rows = text_encoder.get_input_embeddings().num_embeddings
+    if known := len(bin_ids(tokenizer)):
+        raise ValueError(f"the tokenizer has {known} bins; give the one from before them")
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} words, the text encoder {rows} rows")
+    text_encoder = copy.deepcopy(text_encoder)
+    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return text_encoder
+
+
 def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, seed: int) -> None:
     old = text_encoder.get_input_embeddings().weight.detach().clone()
     first = len(tokenizer)

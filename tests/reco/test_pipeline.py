@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from spatext_lab.diffusion import initial_noise
+from spatext_lab.diffusion import Condition, initial_noise
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import to_bin
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.unet import widen_input
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser, coordinates
 from tests.tiny import WIDTH, tiny_model
 
 SHAPE, LENGTH, BINS = (4, 16, 16), 154, 64
@@ -160,6 +162,75 @@ def test_words_do_not_hear_of_positions_that_come_after(after):
     assert (one[is_bin] - two[is_bin]).abs().max() > 1e-3
 
 
+# --- padding that nobody looks at -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masked(reco) -> ReCoPipeline:
+    return ReCoPipeline(*reco.parts().values(), padding="masked")
+
+
+@torch.no_grad()
+def test_masks_are_of_what_is_said(reco, masked):
+    told, read = masked.condition([SCENE, BARE]), reco.condition([SCENE, BARE])
+    assert torch.equal(told.text, read.text)
+    assert torch.equal(told.null_text, read.null_text)
+    for row, scene in zip(told.text_mask, (SCENE, BARE), strict=True):
+        said = sum(len(piece) for piece in pieces(masked, scene))
+        assert row.tolist() == [True] * said + [False] * (LENGTH - said)
+    for row in told.null_mask:
+        assert row.tolist() == [True] * 2 + [False] * (LENGTH - 2)
+    assert (read.text_mask, read.null_mask) == (None, None)
+
+
+def test_masked_padding_draws_as_sentences_that_are_cut_off(masked):
+    """At every length that is long enough; not so where the padding is read."""
+    condition = masked.condition([SCENE])
+    said = int(condition.text_mask.sum())
+    want = final(masked, SCENE, seed=3, steps=2)
+    for length in (said, said + 5):
+        short = Condition(
+            *(states[:, :length] for states in (condition.text, condition.null_text)),
+            text_mask=condition.text_mask[:, :length],
+            null_mask=condition.null_mask[:, :length],
+        )
+        *_, last = masked.sample(short, seed=3, steps=2)
+        assert_close(last.x_t, want, atol=1e-4, rtol=1e-4)
+    unmasked = Condition(condition.text, condition.null_text)
+    *_, last = masked.sample(unmasked, seed=3, steps=2)
+    assert (last.x_t - want).abs().max() > 1e-3
+
+
+def test_a_masked_picture_is_the_same_alone_and_in_a_batch(masked):
+    scenes = [SCENE, OTHER, BARE]
+    batch = final(masked, scenes, seed=5, steps=2)
+    for k, scene in enumerate(scenes):
+        assert_close(batch[k], final(masked, scene, seed=5 + k, steps=2)[0], atol=1e-4, rtol=1e-4)
+
+
+# --- coordinates ----------------------------------------------------------------------------------
+
+
+def test_a_unet_with_more_inputs_is_told_where_its_cells_are(reco):
+    unet = widen_input(reco.unet, COORDINATES)
+    torch.nn.init.normal_(unet.conv_in.weight[:, -COORDINATES:])
+    parts = {**reco.parts(), "unet": unet}
+    placed = ReCoPipeline(*parts.values())
+    assert type(placed.denoiser()) is PlacedDenoiser
+    assert type(reco.denoiser()) is UNetDenoiser
+    seen = []
+    hook = unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        latents = final(placed, [SCENE, OTHER], steps=2)
+    finally:
+        hook.remove()
+    assert latents.shape == (2, *SHAPE)
+    for x_in in seen:
+        assert x_in.shape == (4, SHAPE[0] + COORDINATES, *SHAPE[1:])
+        for picture in x_in:
+            assert torch.equal(picture[SHAPE[0] :], coordinates(*SHAPE[1:]))
+
+
 # --- one seed, one picture ------------------------------------------------------------------------
 
 
@@ -225,12 +296,15 @@ def test_where_nothing_is_known_of_the_training_nothing_is_warned_of(reco):
 # --- disk -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"positions": "after"}, {"most_regions": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"positions": "after"}, {"padding": "masked"}, {"most_regions": 3}]
+)
 def test_a_saved_pipeline_draws_the_same_picture(reco, settings, tmp_path):
     pipeline = ReCoPipeline(*reco.parts().values(), **settings)
     pipeline.save_pretrained(tmp_path)
     again = ReCoPipeline.from_pretrained(tmp_path)
     assert again.positions == settings.get("positions", "before")
+    assert again.padding == settings.get("padding", "read")
     assert again.most_regions == settings.get("most_regions")
     assert again.sentences.bin_ids == reco.sentences.bin_ids
     assert again.sentences.length == LENGTH
@@ -241,7 +315,7 @@ def test_a_saved_pipeline_draws_the_same_picture(reco, settings, tmp_path):
     assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
     assert {key: index[key] for key in settings} == settings
-    assert not {"positions", "most_regions"} & (index.keys() - settings.keys())
+    assert not {"positions", "padding", "most_regions"} & (index.keys() - settings.keys())
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert kinds <= {".json", ".safetensors", ".txt"}
 
@@ -340,6 +414,11 @@ def test_one_sentence_has_one_scale(reco, scale):
 def test_other_places_of_positions_are_refused(reco):
     with pytest.raises(ValueError, match="positions is 'between'; there are before, after"):
         ReCoPipeline(*reco.parts().values(), positions="between")
+
+
+def test_other_padding_is_refused(reco):
+    with pytest.raises(ValueError, match="padding is 'cut'; there are read, masked"):
+        ReCoPipeline(*reco.parts().values(), padding="cut")
 
 
 def test_a_text_encoder_that_does_not_know_the_bins_is_refused(root):

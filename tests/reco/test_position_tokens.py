@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scene as a sentence: against its construction written out, CLIP's tokenizer, the way back."""
 
+import copy
 import math
 import re
 import subprocess
@@ -469,6 +470,36 @@ def test_the_broken_sequences_are_broken_where_it_is_said():
     whole = [*ids["cut behind the corners"][0], *ids["five corners"][0][-3:]]
     back = sentences().decode(whole)
     assert back == Scene("a", [Region("b", box=(3 / 127, 4 / 127, 90 / 127, 1))])
+
+
+# --- what is said and what is padding -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+def test_what_is_said_against_a_slow_loop(pad):
+    """CLIP pads with end tokens, of which the sentence's own is the last that is said; others pad
+    with a word, and then that word within a sentence is none of the padding."""
+    tokenizer = copy.deepcopy(sentences().tokenizer)
+    tokenizer.pad_token = pad
+    position = PositionTokens(tokenizer, LENGTH)
+    assert (tokenizer.pad_token_id == tokenizer.eos_token_id) == (pad == "<|endoftext|>")
+    scenes = [SCENE, Scene(""), Scene("look! a ball!", [RED]), *pocket_scenes(10)]
+    scenes.append(Scene("a ball " * 200))  # which leaves no room for padding
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids = position.batch(scenes)
+        lengths = [sum(t.region >= 0 for t in position.show_work(s).tokens) for s in scenes]
+    want = torch.zeros(len(scenes), LENGTH, dtype=torch.bool)
+    for row, (said, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
+        for place in range(LENGTH):
+            want[row, place] = place < length
+        assert said[length - 1] == tokenizer.eos_token_id
+        assert set(said[length:]) <= {tokenizer.pad_token_id}
+    assert torch.equal(position.said(ids), want)
+    assert lengths[1] == 2
+    assert lengths[-1] == LENGTH
+    longest = max(lengths[:-1])  # also where what all pad is cut off
+    assert torch.equal(position.said(ids[:-1, :longest]), want[:-1, :longest])
 
 
 # --- a sentence that shows its work ---------------------------------------------------------------

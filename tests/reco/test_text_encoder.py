@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from spatext_lab.reco.text_encoder import INITS, SPREAD, grow
+from spatext_lab.reco.text_encoder import INITS, grow
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 BINS, LENGTH, WIDTH = 32, 154, 16
@@ -224,9 +224,9 @@ def test_smooth_rows_alone_are_close_to_their_neighbours(old, tokenizer, init, b
 
 
 def test_smooth_rows_lie_where_the_old_rows_lie(old, tokenizer):
-    """Over many seeds: about their mean, and spread over the bins SPREAD times as wide."""
+    """Over many seeds: about their mean, and spread over the bins as wide as they are."""
     many = torch.stack([new_rows(old, tokenizer, 64, "smooth", seed) for seed in range(60)])
-    rows, wide = words(old), SPREAD * words(old).std(0)
+    rows, wide = words(old), words(old).std(0)
     assert_close((many.mean((0, 1)) - rows.mean(0)) / wide, torch.zeros(WIDTH), atol=0.1, rtol=0)
     variance = many.var(1).mean(0) / wide**2
     assert variance.mean().item() == pytest.approx(1, abs=0.15)
