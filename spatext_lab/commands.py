@@ -119,6 +119,8 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    if args.skills and args.protocol:
+        raise ValueError(f"--protocol is {args.protocol}; --skills has its own, leave it out")
     if args.json:
         _make_room(args.json)
     given = {"seed": args.seed, "model": args.model}

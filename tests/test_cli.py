@@ -14,7 +14,10 @@ from PIL import Image
 from spatext_lab import cli, commands
 from spatext_lab.scene import Region, Scene
 
-COMMANDS = ("", "doctor", "data", "data pocket", "data coco", "train", "sample", "evaluate", "tour")
+COMMANDS = (
+    *("", "doctor", "data", "data pocket", "data coco"),
+    *("train", "sample", "evaluate", "ablation", "tour"),
+)
 
 
 @pytest.fixture
@@ -22,6 +25,11 @@ def scene_file(tmp_path) -> Path:
     scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
     scene.save(tmp_path / "scene.json")
     return tmp_path / "scene.json"
+
+
+def typed(line: str) -> int:
+    """The exit code of what a person types after the program's name."""
+    return cli.main(line.split())
 
 
 def spoken(capsys) -> str:
@@ -57,10 +65,23 @@ def test_help_imports_nothing_heavy():
     assert loaded & {"torch", "numpy", "PIL", "matplotlib", "diffusers", "transformers"} == set()
 
 
-def test_recipes_are_the_librarys():
+def test_what_can_be_chosen_is_the_librarys():
+    from spatext_lab.evaluation import methods, report
+    from spatext_lab.reco import text_encoder
+    from spatext_lab.spatext import representation
     from spatext_lab.training import recipes
+    from spatext_lab.training.recipes import reco
 
-    assert set(cli.RECIPES) == set(recipes.RECIPES)
+    pairs = {
+        cli.RECIPES: recipes.RECIPES,
+        cli.METHODS: methods.METHODS,
+        cli.PROTOCOLS: report.PROTOCOLS,
+        cli.VARIANTS: reco.VARIANTS,
+        cli.INITS: text_encoder.INITS,
+        cli.REPRESENTATIONS: representation.KINDS,
+    }
+    for ours, librarys in pairs.items():
+        assert sorted(ours) == sorted(librarys)
 
 
 def test_version(capsys):
@@ -81,6 +102,12 @@ USAGE = {
     "a negative seed": "sample --method text --scene s --out p.png --seed -1",
     "half a step": "train judge --steps 0.5",
     "one region count": "data coco --root . --split val --regions 1",
+    "an unknown variant": "train reco --variant plain",
+    "no bins": "train reco --bins 0",
+    "an unknown beginning": "train reco --init zero",
+    "a value for a switch": "train reco --aided yes",
+    "an unknown protocol": "evaluate --method reco --protocol words",
+    "an unknown method's tables": "ablation --method pixel --out x",
     "an unknown licence": "data coco --root . --split val --licences 12",
 }
 
@@ -124,6 +151,27 @@ def test_a_folder_is_not_a_picture(scene_file, tmp_path, capsys):
 def test_text_alone_has_no_region_guidance(scene_file, tmp_path, capsys):
     assert sample(scene_file, tmp_path / "p.png", "--region-guidance-scale", "3") == 2
     assert "--method spatext" in spoken(capsys)
+
+
+def test_reco_has_no_region_guidance(scene_file, tmp_path, capsys):
+    argv = ["sample", "--method", "reco", "--scene", str(scene_file), "--out"]
+    assert cli.main([*argv, str(tmp_path / "p.png"), "--region-guidance-scale", "3"]) == 2
+    assert "needs --method spatext: reco has no map" in spoken(capsys)
+
+
+@pytest.mark.parametrize(
+    "option", ["--variant words", "--bins 8", "--init mean", "--aided"], ids=lambda o: o.split()[0]
+)
+def test_what_only_reco_takes_is_refused_by_other_recipes(option, capsys):
+    assert cli.main(["train", "judge", *option.split()]) == 2
+    name = option.split()[0].removeprefix("--")
+    assert f"{name} is " in (said := spoken(capsys))
+    assert "judge takes none, these do: reco" in said
+
+
+def test_skills_have_no_other_protocol(capsys):
+    assert typed("evaluate --method reco --skills --protocol boxes --scenes 1") == 2
+    assert "--protocol is boxes; --skills has its own" in spoken(capsys)
 
 
 def test_a_missing_model_folder_is_named(scene_file, tmp_path, capsys):
@@ -203,6 +251,16 @@ def test_only_what_was_said_is_handed_on(monkeypatch):
     assert calls == [("clip", plain), ("clip", plain | more)]
 
 
+def test_what_is_said_of_reco_is_handed_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr("spatext_lab.training.run.run", lambda name, **k: calls.append((name, k)))
+    typed("train reco --variant after --bins 64 --init mean --aided --base b --data d")
+    cli.main(["train", "reco"])
+    plain = {"seed": 0, "resume": False, "device": "auto"}
+    said = {"variant": "after", "bins": 64, "init": "mean", "aided": True}
+    assert calls == [("reco", plain | said | {"base": "b", "data": Path("d")}), ("reco", plain)]
+
+
 def test_sample_writes_the_pipelines_picture(scene_file, tmp_path):
     from spatext_lab import zoo
     from spatext_lab.spatext.pipeline import SpaTextPipeline
@@ -216,6 +274,21 @@ def test_sample_writes_the_pipelines_picture(scene_file, tmp_path):
         assert picture.format == "PNG"
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
     assert [path.name for path in out.parent.iterdir()] == ["p.png"]
+
+
+def test_sample_writes_recos_picture(scene_file, tmp_path):
+    from spatext_lab.reco.pipeline import ReCoPipeline
+    from tests.tiny import tiny_model
+
+    model, out = tiny_model(tmp_path / "model"), tmp_path / "p.png"
+    argv = ["sample", "--method", "reco", "--scene", str(scene_file), "--out", str(out)]
+    settings = ["--seed", "3", "--steps", "2", "--guidance-scale", "3"]
+    scene, given = Scene.load(scene_file), {"seed": 3, "steps": 2, "guidance_scale": 3.0}
+    expected = ReCoPipeline.from_pretrained(model / "reco")(scene, **given)
+    for place in (model, model / "reco"):  # a whole model, and the one pipeline
+        assert cli.main([*argv, *settings, "--model", str(place)]) == 0
+        with Image.open(out) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
 
 
 def test_data_pocket_is_read_by_data_coco(tmp_path, capsys):
@@ -254,6 +327,43 @@ def test_scores_are_printed_and_written(monkeypatch, tmp_path, capsys):
     assert cli.main(argv) == 0
     assert asked == [("true", {"scenes": 3, "seed": 7, "model": "pocket"})]
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out) == scores
+
+
+def test_a_protocol_and_skills_reach_their_reports(monkeypatch, capsys):
+    asked = []
+
+    def watch(name, scores):
+        return lambda method, **given: asked.append((name, method, given)) or scores
+
+    monkeypatch.setattr("spatext_lab.evaluation.report.evaluate", watch("report", {"ap": 0.5}))
+    monkeypatch.setattr(
+        "spatext_lab.evaluation.skills.evaluate_skills", watch("skills", {"count": 0.25})
+    )
+    assert typed("evaluate --method text --protocol boxes --scenes 2") == 0
+    assert json.loads(capsys.readouterr().out) == {"ap": 0.5}
+    assert typed("evaluate --method reco --skills --scenes 3 --seed 5 --model m") == 0
+    assert json.loads(capsys.readouterr().out) == {"count": 0.25}
+    assert asked == [
+        ("report", "text", {"scenes": 2, "seed": 0, "model": "pocket", "protocol": "boxes"}),
+        ("skills", "reco", {"prompts": 3, "seed": 5, "model": "m"}),
+    ]
+
+
+@pytest.mark.parametrize("method", ["spatext", "reco"])
+def test_ablation_writes_the_methods_own_tables(monkeypatch, method):
+    asked = []
+    for name in ("spatext", "reco"):
+        monkeypatch.setattr(
+            f"spatext_lab.evaluation.{name}_tables.run",
+            lambda out, name=name, **given: asked.append((name, out, given)),
+        )
+    argv = ["ablation", "--method", method, "--out", "o", "--scenes", "7", "--variants", "v"]
+    assert cli.main([*argv, "--model", "m"]) == 0
+    assert asked == [(method, Path("o"), {"scenes": 7, "model": "m", "variants": Path("v")})]
+    assert cli.main(["ablation", "--out", "o"]) == 0
+    assert asked[1:] == [
+        ("spatext", Path("o"), {"scenes": 512, "model": "pocket", "variants": None})
+    ]
 
 
 def test_tour_hands_on_what_was_said(monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures: the drawn pixels against the scene they show, and the alt text that goes with each."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from spatext_lab.figures import (
     outline,
     save,
     show,
+    token_strip,
 )
 from spatext_lab.pictures import DPI, EMPTY, INK, WHITE, enlarged, to_image
 from spatext_lab.scene import Region, Scene
@@ -384,3 +386,78 @@ def test_every_kind_of_picture_is_taken():
     for picture in (grey, Image.fromarray(grey), Image.fromarray(noise()).convert("RGBA")):
         assert to_image(picture).mode == "RGB"
     np.testing.assert_array_equal(np.asarray(to_image(grey))[..., 1], grey)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+TOKENS = [("a", 0, False), ("<bin003>", 1, True), ("ball", 1, False), ("<bin009>", 12, True)]
+
+
+class Chips(HTMLParser):
+    """The tags of a strip, the style, tooltip and text of each chip, and the note."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.chips, self.note, self.open = [], [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open = tag
+        if tag == "span":
+            self.chips.append([dict(attributes), ""])
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open == "span":
+            self.chips[-1][1] += data
+        if self.open == "i":
+            self.note += data
+
+
+def css(chip) -> dict[str, str]:
+    pairs = (part.split(":") for part in chip[0]["style"].split(";") if part)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def test_tokens_are_chips_in_their_order_with_their_regions_number():
+    strip = Chips(token_strip(TOKENS, "and 3 of padding"))
+    assert [text for _, text in strip.chips] == [text for text, _, _ in TOKENS]
+    titles = [attributes["title"] for attributes, _ in strip.chips]
+    assert titles == ["caption", "region 1", "region 1", "region 12"]
+    assert strip.note == "and 3 of padding"
+    assert Chips(token_strip([])).chips == []
+
+
+def test_tokens_have_the_colour_of_their_region_in_every_figure():
+    """Positions are filled, words have a coloured edge alone."""
+    for chip, (_, region, position) in zip(Chips(token_strip(TOKENS)).chips, TOKENS, strict=True):
+        style, of_region = css(chip), colour(region)
+        edge = EMPTY if region == 0 else of_region
+        assert style["border"] == f"2px solid rgb{edge}"
+        assert style["background"] == f"rgb{of_region if position else WHITE}"
+
+
+def test_what_is_written_on_a_position_can_be_read():
+    """Contrast by the web's guidelines, which ask for 3 of such letters, in every colour."""
+    filled = [("<bin003>", region, True) for region in range(1, len(PALETTE) + 1)]
+    for chip in Chips(token_strip(filled)).chips:
+        style = css(chip)
+        lights = (
+            (TO_XYZ @ linear(ast.literal_eval(style[name].removeprefix("rgb"))))[1]
+            for name in ("color", "background")
+        )
+        dark, light = sorted(lights)
+        assert (light + 0.05) / (dark + 0.05) > 3
+
+
+@settings(deadline=None)
+@given(ALTS | st.sampled_from(["<script>alert(1)</script>", '" onclick="x', "a & b's < c", "&lt;"]))
+def test_tokens_and_notes_are_no_markup(text):
+    strip = Chips(token_strip([(text, 1, False)], text))
+    assert strip.tags == ["div", "span", "i"]
+    ((attributes, shown),) = strip.chips
+    assert (shown, strip.note) == (text, text)
+    assert attributes.keys() == {"title", "style"}

@@ -12,6 +12,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import HFTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
@@ -29,7 +30,7 @@ WIDTH = 16  # of all hidden states, and of CLIP's vectors
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
     """Writes root/text-to-image, root/spatext (which shares its parts), root/spatext-pixel,
-    root/spatext-KIND for every kind of map, root/judge, and root/reco.
+    root/spatext-KIND for every kind of map, root/judge, root/reco, and root/reco-words.
 
     The U-Nets read their maps: the channels that training starts from at zero are random.
     """
@@ -51,6 +52,7 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
     pixel.save_pretrained(root / "spatext-pixel")
     _judge().save_pretrained(root / "judge")
     tiny_reco(base).save_pretrained(root / "reco")
+    _tiny_words(base).save_pretrained(root / "reco-words")
     return root
 
 
@@ -70,6 +72,12 @@ def tiny_reco(base: TextToImagePipeline) -> ReCoPipeline:
     text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, 64, 154)
     parts = (base.unet, base.vae, text_encoder, tokenizer, base.scheduler)
     return ReCoPipeline(*parts, most_regions=6)
+
+
+def _tiny_words(base: TextToImagePipeline) -> PositionalWordsPipeline:
+    text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, 0, 154)
+    parts = (base.unet, base.vae, text_encoder, tokenizer, base.scheduler)
+    return PositionalWordsPipeline(*parts, most_regions=6)
 
 
 def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:

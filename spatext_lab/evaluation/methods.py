@@ -15,6 +15,7 @@ from spatext_lab.datasets.pocket import PocketItem, Segment
 from spatext_lab.diffusion import Condition
 from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
 from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import coverage, paint
@@ -83,6 +84,14 @@ def _with_linear_prior(pipeline: SpaTextPipeline) -> None:
     pipeline.prior = pipeline.prior.linear
 
 
+def _without_thin(pipeline: ReCoPipeline) -> None:
+    """Boxes thinner than a bin are not said; what was asked for in them still counts."""
+    bins = pipeline.sentences.bins
+    pipeline.spoken = lambda scene: Scene(
+        scene.caption, [r for r in scene.regions if not (bins and is_thin(r.box, bins))]
+    )
+
+
 def _true_vectors(model: str, settings: dict[str, Any]) -> Draw:
     """SpaText, painted with CLIP's image vectors of the true segments."""
     pipeline = SpaTextPipeline.from_pretrained(zoo.part(model, "spatext"))
@@ -112,7 +121,7 @@ def _autoencoder(model: str, settings: dict[str, Any]) -> Draw:
     vae = TextToImagePipeline.from_pretrained(zoo.part(model, "text-to-image")).vae
 
     @torch.no_grad()
-    def draw(todo: Sequence[Task], seed: int) -> list[Image.Image]:
+    def draw(todo: Sequence[Any], seed: int) -> list[Image.Image]:
         latents = encode(vae, to_tensor(np.stack([task.item.image for task in todo])))
         return to_images(vae.decode(latents / vae.config.scaling_factor).sample)
 
@@ -154,7 +163,7 @@ METHODS = {
     "similarity": Method(
         "similarity to words", _pipeline(SpaTextPipeline, "spatext-similarity"), JOINT
     ),
-    "reco": Method("ReCo", _pipeline(ReCoPipeline, "reco"), RECO, "boxes"),
+    "reco": Method("ReCo", _pipeline(ReCoPipeline, "reco", _without_thin), RECO, "boxes"),
     # Not shipped: `spatext-lab train reco --variant words` makes it.
     "words": Method(
         "positional words", _pipeline(PositionalWordsPipeline, "reco-words"), RECO, "boxes"

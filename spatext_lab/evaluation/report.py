@@ -189,7 +189,7 @@ def _judged(task: Task, kinds: np.ndarray, colours: np.ndarray) -> Iterator[tupl
         yield iou, correct, segment.is_thing, segment.held_out
 
 
-def _seconds(draw: Draw, todo: Sequence[Task]) -> float:
+def _seconds(draw: Draw, todo: Sequence[Any]) -> float:
     """Median seconds for one picture drawn alone, after one to warm up."""
     draw(todo[:1], 0)
     times = []

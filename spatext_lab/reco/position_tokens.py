@@ -130,6 +130,12 @@ class PositionTokens:
         # where sentences are padded with end tokens, as CLIP's are, the first of them is said
         return ~padded if pad != end else ~padded | (~padded).roll(1, 1)
 
+    def regions(self, ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """Whose token each is: 0 for the caption, k for the k-th region, -1 for padding."""
+        is_bin = torch.isin(ids, torch.tensor(self.bin_ids, dtype=ids.dtype))
+        begins = is_bin & ~is_bin.roll(1, 1)  # the first of four bins
+        return begins.cumsum(1).masked_fill(~self.said(ids), -1)
+
     def show_work(self, scene: Scene) -> Sentence:
         """The same for one scene, each token with its text and its region: its own picture."""
         parts, dropped = self._fitting(self._parts(scene, self._tokenized([scene])))

@@ -76,7 +76,7 @@ def _checked(name: str, given: dict, steps: int | None) -> Recipe:
     for key, value in given.items():
         if key not in RECIPES[name].takes:
             able = ", ".join(r.name for r in RECIPES.values() if key in r.takes)
-            raise ValueError(f"{key} is {value}; {name} takes none, only {able} does")
+            raise ValueError(f"{key} is {value}; {name} takes none, these do: {able}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; give at least 1")
     return RECIPES[name]

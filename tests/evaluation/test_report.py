@@ -8,30 +8,40 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import one_hot
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.layouts import layout_scores, layout_tasks
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.metrics import local_iou, psnr, region_correct
 from spatext_lab.evaluation.report import (
     COUNT,
     MIN_AREA,
+    PROTOCOLS,
     distances,
     evaluate,
     scores,
     tasks,
 )
 from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.places import box_at
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.position_tokens import is_thin
+from spatext_lab.reco.text_encoder import grow
+from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from tests.tiny import tiny_model
 
 KEYS = {
-    *("global_distance", "local_distance", "frechet_distance", "passes"),
-    *("method", "scenes", "seed", "local_iou", "region_accuracy", "region_accuracy_seen"),
-    *("region_accuracy_heldout", "seconds_per_picture"),
+    *("method", "protocol", "split", "scenes", "seed", "regions", "region_accuracy"),
+    *("region_accuracy_seen", "region_accuracy_heldout", "frechet_distance"),
+    *("passes", "seconds_per_picture", "settings", "threads"),
 }
+SEGMENT_KEYS = {"local_iou", "global_distance", "local_distance"}
+BOX_KEYS = {"ap", "ap50", "scene_distance"}
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +165,15 @@ def test_scores_against_a_loop_over_the_regions():
 def test_every_method_gives_a_whole_report(root, method):
     settings = METHODS[method].settings and METHODS[method].settings | {"steps": 1}
     report = evaluate(method, scenes=3, seed=2, model=str(root), settings=settings)
-    assert report.keys() >= KEYS
+    by_boxes = method in ("reco", "words")
+    assert report["protocol"] == ("boxes" if by_boxes else "segments")
+    assert report.keys() >= KEYS | (BOX_KEYS if by_boxes else SEGMENT_KEYS)
     assert (report["method"], report["scenes"], report["seed"]) == (method, 3, 2)
-    assert 0 <= report["local_iou"] <= 1
-    assert 0 <= report["region_accuracy"] <= 1
-    assert 0 <= report["global_distance"] <= 2
-    assert 0 <= report["local_distance"] <= 2
+    assert report["settings"] == settings
+    for key in ("region_accuracy", *(("ap", "ap50") if by_boxes else ("local_iou",))):
+        assert 0 <= report[key] <= 1
+    for key in () if by_boxes else ("global_distance", "local_distance"):
+        assert 0 <= report[key] <= 2
     assert report["frechet_distance"] > -1e-6
     assert report["passes"] == {"multi-scale": 3, "true": None, "autoencoder": None}.get(method, 2)
     assert report["seconds_per_picture"] >= 0
@@ -196,11 +209,89 @@ def test_a_damaged_model_is_refused_by_name(root, tmp_path):
     [
         ({"method": "magic"}, "method is 'magic'; there are spatext, multi-scale, "),
         ({"method": "true", "scenes": 0}, "scenes is 0; give at least 1"),
+        ({"method": "true", "protocol": "words"}, "protocol is 'words'; there are segments, boxes"),
+        ({"method": "true", "protocol": "boxes", "masks": np.copy}, "masks are given, .* 'boxes'"),
+        ({"method": "reco", "masks": np.copy}, "masks are given, but the protocol is 'boxes'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+# --- by boxes -------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_knows_the_truth_sees_true_pictures_keep_to_their_boxes(monkeypatch):
+    """Without the scenes in which a thing may hide another, or touch one of its kind."""
+
+    def apart(task) -> bool:
+        masks = [thing.mask for thing in task.things]
+        boxes = [box_at(region.box, 64, 64) for region in task.scene.regions]
+        others = [sum(b[mask].any() for b in boxes) for mask in masks]
+        return others == [1] * len(masks)
+
+    todo = [task for task in layout_tasks(60) if apart(task)]
+    assert len(todo) > 10
+    choose = (lambda count, seed, split: iter(todo[:count]), layout_scores)
+    monkeypatch.setitem(PROTOCOLS, "boxes", choose)
+    monkeypatch.setattr(Judge, "from_pretrained", lambda folder: Certain(todo))
+    report = evaluate("true", scenes=10, protocol="boxes")
+    assert report["regions"] == sum(len(task.things) for task in todo[:10])
+    assert report["region_accuracy"] == report["ap50"] == report["ap"] == 1
+    assert report["region_accuracy_95"] == [1, 1]
+    assert abs(report["frechet_distance"]) < 1e-4
+    assert abs(report["scene_distance"]) < 1e-4
+
+
+class Certain(Oracle):
+    """Knows the truth, and is sure of it."""
+
+    def logits(self, images):
+        kinds, colours = self(images)
+        pairs = ((kinds, len(LABELS)), (colours, len(COLOURS) + 1))
+        return tuple(50.0 * one_hot(seen, n).permute(0, 3, 1, 2) for seen, n in pairs)
+
+
+def test_true_pictures_by_boxes_with_the_shipped_judge():
+    """The ceiling: its own boxes come out far better than those of other scenes."""
+    report = evaluate("true", scenes=24, protocol="boxes")
+    assert (report["protocol"], report["scenes"], report["passes"]) == ("boxes", 24, None)
+    assert report["regions"] == sum(len(task.scene.regions) for task in layout_tasks(24))
+    assert report["region_accuracy"] > 0.85
+    assert report["ap50"] > 0.85
+    assert report["ap"] <= report["ap50"]
+    assert abs(report["scene_distance"]) < 1e-4
+
+
+def test_a_protocol_can_be_chosen_for_any_method(root):
+    one_step = {"steps": 1}
+    boxes = evaluate("text", scenes=2, model=str(root), settings=one_step, protocol="boxes")
+    segments = evaluate("reco", scenes=2, model=str(root), settings=one_step, protocol="segments")
+    assert (boxes["protocol"], segments["protocol"]) == ("boxes", "segments")
+    assert boxes.keys() >= BOX_KEYS
+    assert not boxes.keys() & SEGMENT_KEYS
+    assert segments.keys() >= SEGMENT_KEYS
+    assert not segments.keys() & BOX_KEYS
+    assert boxes["regions"] == sum(len(task.things) for task in layout_tasks(2))
+
+
+def test_boxes_that_few_bins_cannot_say_are_drawn_without_and_asked_for(root, tmp_path):
+    """With 3 bins, edges at 0, 1/2 and 1: most boxes of the scenes are thinner than that."""
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    grown = grow(base.text_encoder, base.tokenizer, 3, 154)
+    ReCoPipeline(base.unet, base.vae, *grown, base.scheduler).save_pretrained(tmp_path)
+    model, todo = ReCoPipeline.from_pretrained(tmp_path), list(layout_tasks(4))
+    with pytest.raises(ValueError, match="thinner than one of 3 bins"):
+        model([task.scene for task in todo], steps=1)
+    kept = [[r for r in t.scene.regions if not is_thin(r.box, 3)] for t in todo]
+    assert 0 < sum(map(len, kept)) < sum(len(task.scene.regions) for task in todo)
+    scenes = [Scene(t.scene.caption, some) for t, some in zip(todo, kept, strict=True)]
+    want = model(scenes, seed=5, steps=1)
+    got = METHODS["reco"].drawer(str(tmp_path), {"steps": 1})(todo, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    report = evaluate("reco", scenes=4, model=str(tmp_path), settings={"steps": 1})
+    assert report["regions"] == sum(len(task.scene.regions) for task in todo)
 
 
 # --- distances ------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from spatext_lab import zoo
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation import spatext_tables as tables
 from spatext_lab.evaluation.masks import WORSE, blob, boxed, dilated, eroded
-from spatext_lab.evaluation.tables import markdown
 from tests.tiny import tiny_model
 
 MASKS = [s.mask for s in pocket_item("val", 3).segments] + [np.eye(9, dtype=bool)]
@@ -91,10 +90,3 @@ def test_the_tables_are_written_and_hold_what_was_measured(root, tmp_path, monke
 def test_rows_without_a_model_are_left_out(root, tmp_path):
     methods = [row["method"] for row in tables.ablation(1, str(root), tmp_path)]
     assert methods == [m for m in tables.ABLATION if m not in tables.VARIANTS]
-
-
-def test_a_cell_without_a_number_is_a_dash():
-    table = markdown(
-        [{"local_iou": 0.5, "local_iou_95": [0.4, 0.6], "passes": None}], ["x"], tables.COLUMNS
-    )
-    assert table.splitlines()[2] == "| x | - | - | 0.500 (0.400-0.600) | - | - | - | - | - | - |"

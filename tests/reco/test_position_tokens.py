@@ -475,7 +475,7 @@ def test_the_broken_sequences_are_broken_where_it_is_said():
 # --- what is said and what is padding -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!</w>"])
 def test_what_is_said_against_a_slow_loop(pad):
     """CLIP pads with end tokens, of which the sentence's own is the last that is said; others pad
     with a word, and then that word within a sentence is none of the padding."""
@@ -498,8 +498,21 @@ def test_what_is_said_against_a_slow_loop(pad):
     assert torch.equal(position.said(ids), want)
     assert lengths[1] == 2
     assert lengths[-1] == LENGTH
+    assert tokenizer.pad_token_id in ids[2, : lengths[2] - 1]
     longest = max(lengths[:-1])  # also where what all pad is cut off
     assert torch.equal(position.said(ids[:-1, :longest]), want[:-1, :longest])
+
+
+def test_whose_token_each_is_against_the_sentence_that_shows_it():
+    """Also for a region that begins with one bin twice, and where a region did not fit."""
+    square = Region("a red ball", box=(0.25, 0.25, 0.75, 0.75))
+    scenes = [SCENE, Scene(""), Scene("c", [square] * 2), *pocket_scenes(10)]
+    position, short = sentences(), PositionTokens(sentences().tokenizer, 24)
+    want = [[token.region for token in position.show_work(scene).tokens] for scene in scenes]
+    assert position.regions(position.batch(scenes)).tolist() == want
+    with pytest.warns(UserWarning, match="left out"):
+        ids = short.batch([SCENE])
+    assert short.regions(ids).tolist() == [[t.region for t in short.show_work(SCENE).tokens]]
 
 
 # --- a sentence that shows its work ---------------------------------------------------------------

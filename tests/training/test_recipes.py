@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every recipe on a handful of scenes: it learns, it can be stopped, and what it saves is read."""
 
+import copy
 import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -17,13 +19,14 @@ from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import Condition
+from spatext_lab.diffusion import Condition, training_loss
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.pipeline import TextToImagePipeline, encode
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training import cache, checkpoint
+from spatext_lab.training.attention import attention_loss, watched
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan, Trainer
 from spatext_lab.training.recipes import (
@@ -35,11 +38,12 @@ from spatext_lab.training.recipes import (
     pixel,
     prior,
     reco,
+    reco_aids,
     spatext,
     text_to_image,
     tokenizer,
 )
-from spatext_lab.unet import UNetDenoiser
+from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser
 from tests.tiny import tiny_model
 
 PLAN = Plan(steps=12, lr=2e-3, warmup=2)
@@ -63,6 +67,7 @@ def small(monkeypatch, root):
     for module in (text_to_image, spatext, pixel, prior, reco):
         monkeypatch.setattr(module, "SCENES", 8)
     monkeypatch.setattr(reco, "PER_SKILL", 1)
+    monkeypatch.setattr(reco_aids, "TEXTS", 40)
     monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
 
 
@@ -638,6 +643,223 @@ def test_the_loss_is_that_of_the_sentences(root):
         v = model.unet(x_t, t, encoder_hidden_states=text).sample
         want = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square().mean()
         assert_close(reco_loss(job, 3), want, atol=1e-4, rtol=1e-4)
+
+
+# --- what helps a small base ----------------------------------------------------------------------
+
+
+def test_the_ridge_against_numpys_least_squares():
+    """Its penalty as more rows: sqrt(lambda n) on the diagonal, to be 0; whatever is added to all
+    rows of either side has no effect."""
+    x, y = 3 * torch.randn(40, 5), torch.randn(40, 3)
+    centred = [(side - side.mean(0)).double().numpy() for side in (x, y)]
+    rows = np.concatenate([centred[0], math.sqrt(1e-3 * 40) * np.eye(5)])
+    want = np.linalg.lstsq(rows, np.concatenate([centred[1], np.zeros((5, 3))]), rcond=None)[0]
+    assert_close(reco_aids.ridge(x, y).double(), torch.from_numpy(want), atol=1e-5, rtol=1e-4)
+    moved = reco_aids.ridge(x + 10 * torch.randn(5), y - torch.randn(3))
+    assert_close(moved, reco_aids.ridge(x, y), atol=1e-4, rtol=1e-3)
+
+
+def test_the_ridge_in_closed_form():
+    """One number from one: the covariance over the variance and 0.001."""
+    x = torch.randn(200, 1)
+    y = 2 * x + 0.1 * torch.randn(200, 1)
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    want = covariance / (x.var(correction=0) + 1e-3)
+    assert reco_aids.ridge(x, y).item() == pytest.approx(want.item(), rel=1e-4)
+
+
+CAPTIONS = ["a red ball and a tree", "a blue boat on the sea", "two stars at night", ""]
+TURN = torch.randn(24, 24, generator=torch.Generator().manual_seed(7))[:16]
+
+
+def turned(base: TextToImagePipeline) -> torch.nn.Module:
+    """An encoder whose states are the base's, turned into 24 numbers and moved."""
+    encoder = copy.deepcopy(base.text_encoder)
+
+    def forward(ids: torch.Tensor) -> SimpleNamespace:
+        states = base.text_encoder(ids).last_hidden_state
+        return SimpleNamespace(last_hidden_state=states @ TURN + 0.3)
+
+    encoder.forward = forward
+    return encoder
+
+
+def layers_of(unet: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Keys and values of the text, by name."""
+    return {k: v for k, v in unet.named_modules() if k.endswith(("attn2.to_k", "attn2.to_v"))}
+
+
+def test_refitted_keys_and_values_read_the_new_states_as_the_old_ones_the_old(root, monkeypatch):
+    """Without the fresh part, and but for what is the same for all tokens; then the base's states,
+    which here follow from the new ones, are met as closely as the ridge is small."""
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    linear = torch.nn.Linear
+
+    def empty(*shape, **given) -> torch.nn.Linear:
+        layer = linear(*shape, **given)
+        torch.nn.init.zeros_(layer.weight)
+        return layer
+
+    captions, encoder = [*CAPTIONS, *(f"{c} at noon" for c in CAPTIONS)], turned(base)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn, "Linear", empty)
+        plain = reco_aids.refitted(base.unet, base, encoder, captions)
+    ids = torch.tensor(base.tokenizer(CAPTIONS, padding="max_length").input_ids)
+    with torch.no_grad():
+        old = base.text_encoder(ids).last_hidden_state.flatten(0, 1)
+        new = encoder(ids).last_hidden_state.flatten(0, 1)
+        changed = layers_of(plain)
+        for name, layer in layers_of(base.unet).items():
+            want, got = layer(old), changed[name](new)
+            want, got = want - want.mean(0), got - got.mean(0)
+            assert want.square().mean().sqrt() > 0.02
+            assert (got - want).square().mean() < 0.01 * want.square().mean()
+    assert plain.config.cross_attention_dim == 24
+    assert all(torch.equal(value, before[name]) for name, value in base.unet.state_dict().items())
+    assert base.unet.config.cross_attention_dim == 16
+
+
+def test_refitting_changes_keys_and_values_alone_and_adds_half_a_fresh_layer(root, monkeypatch):
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    monkeypatch.setattr(reco_aids, "ridge", lambda x, y: torch.zeros(24, 16))
+    changed = reco_aids.refitted(base.unet, base, turned(base), CAPTIONS)
+    weights, number = dict(changed.state_dict()), 0
+    for name, value in base.unet.state_dict().items():
+        if ".attn2.to_k" in name or ".attn2.to_v" in name:
+            number += 1
+            # a fresh layer's weights are even in +- 1 / sqrt(inputs)
+            assert 0.4 < weights[name].abs().max().item() * math.sqrt(24) <= 0.5 + 1e-6
+        else:
+            assert torch.equal(weights[name], value), name
+    assert number == 2 * len([k for k, _ in base.unet.named_modules() if k.endswith("attn2")]) > 0
+
+
+def test_an_aided_base_has_clips_text_transformer_and_coordinates(root):
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    reader = Clip.from_pretrained(root / "spatext" / "clip")
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    aided = reco_aids.aided_base(base, reader)
+    theirs = reader.text_transformer(77).state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in aided.text_encoder.state_dict().items())
+    assert aided.unet.config.in_channels == 4 + COORDINATES
+    assert torch.equal(aided.unet.conv_in.weight[:, :4], base.unet.conv_in.weight)
+    assert aided.unet.conv_in.weight[:, 4:].std().item() == pytest.approx(0.1, rel=0.1)
+    assert all(torch.equal(v, before[k]) for k, v in base.unet.state_dict().items())
+    assert base.unet.config.in_channels == 4
+
+
+def test_weights_of_boxes_against_a_slow_loop():
+    """A cell counts if its middle is in any box of its own picture; overlaps count once."""
+    rows = [
+        [Region("a", box=(0.1, 0.2, 0.55, 0.8)), Region("b", box=(0.3, 0.3, 0.9, 0.6))],
+        [],
+        [Region("c", box=(0, 0, 1, 0.5))],
+    ]
+    want = torch.ones(3, 1, 8, 12)
+    for k, regions in enumerate(rows):
+        for y in range(8):
+            for x in range(12):
+                u, v = (x + 0.5) / 12, (y + 0.5) / 8
+                boxes = [region.box for region in regions]
+                if any(x0 <= u < x1 and y0 <= v < y1 for x0, y0, x1, y1 in boxes):
+                    want[k, 0, y, x] = reco_aids.BOX_WEIGHT
+    got = reco_aids.box_weights(rows, (8, 12))
+    assert_close(got, want * want.numel() / want.sum())
+    assert got.mean().item() == pytest.approx(1, rel=1e-5)
+    assert len(got.unique()) == 2
+    assert_close(reco_aids.box_weights([[]], (8, 12)), torch.ones(1, 1, 8, 12))
+
+
+@pytest.mark.parametrize("times", [1000, 50])
+def test_noisy_times_in_closed_form(times):
+    """That so much of u lies below a time as equation 23, solved for u, says."""
+    u = (torch.arange(20_000) + 0.5) / 20_000
+    t = reco_aids.noisy_times(u, times)
+    assert 0 <= t.min() < t.max() == times - 1
+    for k in range(1, times, times // 10):
+        x = k / times
+        below = x / (reco_aids.SHIFT - (reco_aids.SHIFT - 1) * x)
+        assert (t < k).double().mean().item() == pytest.approx(below, abs=2e-4)
+    assert reco_aids.noisy_times(torch.ones(1), times).item() == times - 1
+
+
+class Watched:
+    """An aided job, its model and its pool, and what the last step's loss was made of."""
+
+    def __init__(self, monkeypatch, plan: Plan) -> None:
+        fine_tune, loss = reco.fine_tune, reco.training_loss
+
+        def watch_job(model, pool, *rest):
+            self.model, self.pool = model, pool
+            return fine_tune(model, pool, *rest)
+
+        def watch_loss(*given):
+            self.given = given
+            return loss(*given)
+
+        monkeypatch.setattr(reco, "fine_tune", watch_job)
+        monkeypatch.setattr(reco, "training_loss", watch_loss)
+        self.job = reco.make(plan, "cpu", aided=True)
+
+
+@pytest.mark.parametrize("variant", reco.VARIANTS)
+def test_aided_reco_learns(variant):
+    curve = losses(reco.make(PLAN, "cpu", variant=variant, aided=True))
+    assert np.isfinite(curve).all()
+    assert np.mean(curve[-2:]) < 0.95 * np.mean(curve[:2])
+
+
+def test_the_aided_loss_is_of_the_sentences_boxes_and_attention(monkeypatch):
+    """With the step's own random numbers drawn again by hand: noisy times, weighed boxes, whole
+    sentences where the recipe leaves out what is padding to all, and the attention beside."""
+    watch = Watched(monkeypatch, PLAN)
+    model, pool = watch.model, watch.pool
+    generator = torch.Generator().manual_seed(3)
+    index = torch.randint(len(pool), (reco.BATCH,), generator=generator)
+    scenes = reco.told(pool, index, generator)
+    x_0 = pool.latents[index]
+    noise = torch.randn(x_0.shape, generator=generator)
+    u = (torch.randint(1000, (reco.BATCH,), generator=generator) + 0.5) / 1000
+    t = reco_aids.noisy_times(u, 1000)
+    weight = reco_aids.box_weights([scene.regions for scene in scenes], (16, 16))
+    ids = model.sentences.batch([*scenes, Scene("")])
+    with torch.no_grad():
+        whole = model.told(ids)
+        with watched(model.unet) as seen:
+            want = training_loss(model.denoiser(), x_0, whole, t, noise, model.scheduler, weight)
+        paid = attention_loss(seen, model.sentences.regions(ids[:-1]), scenes)
+        got = watch.job.loss_at(0, torch.Generator().manual_seed(3))
+    assert paid > 0.1
+    assert_close(got, want + reco_aids.ATTENTION * paid, atol=1e-4, rtol=1e-4)
+    short = watch.given[2]
+    assert short.text.shape[1] == int(whole.text_mask.sum(1).max()) < whole.text.shape[1] == 154
+
+
+def test_aided_reco_is_masked_placed_and_saved_so(root, tmp_path):
+    reco.make(PLAN, "cpu", bins=64, aided=True).save(tmp_path)
+    model = ReCoPipeline.from_pretrained(tmp_path)
+    assert model.padding == "masked"
+    assert type(model.denoiser()) is PlacedDenoiser
+    scene = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
+    assert model(scene, steps=1).size == (64, 64)
+    onward = reco.started(tmp_path, "cpu", aided=True)
+    assert onward.padding == "masked"
+    assert all(
+        torch.equal(onward.unet.state_dict()[name], value)
+        for name, value in model.unet.state_dict().items()
+    )
+    assert reco.started(root / "text-to-image", "cpu").padding == "read"
+
+
+def test_the_last_states_against_a_loop():
+    text = torch.randn(3, 6, 4)
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]]).bool()
+    masked = Condition(text, torch.zeros_like(text), text_mask=mask, null_mask=mask)
+    want = [max((i, row) for i, row in enumerate(text[k]) if mask[k, i])[1] for k in range(3)]
+    assert torch.equal(reco.last_states(masked), torch.stack(want))
+    assert torch.equal(reco.last_states(Condition(text, torch.zeros_like(text))), text[:, 5])
 
 
 # --- what ReCo learns from ------------------------------------------------------------------------

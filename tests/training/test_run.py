@@ -156,7 +156,10 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
     [
         ({"name": "toys"}, r"recipe is 'toys'; there are autoencoder, .*judge"),
         ({"name": "toy", "steps": 0}, "steps is 0; give at least 1"),
-        ({"name": "toy", "data": Path("coco")}, "data is coco; toy takes none, only spatext does"),
+        (
+            {"name": "toy", "data": Path("coco")},
+            "data is coco; toy takes none, these do: spatext, reco",
+        ),
         ({"name": "toy", "base": "pocket"}, "base is pocket; toy takes none, only text-to-image, "),
     ],
 )

@@ -29,14 +29,13 @@ from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.unet import narrow_input
 from spatext_lab.training import cache
+from spatext_lab.training.attention import attention_loss, watched
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco_aids import (
-    CAPTION_DROP,
+    ATTENTION,
     aided_base,
-    allowed,
     box_weights,
-    most_things,
     noisy_times,
 )
 
@@ -171,16 +170,13 @@ def fine_tune(
     """The job of teaching a model to read boxes, from a cache of pictures and their regions.
 
     temperature: of the contrastive loss that is added; None for none, as in the paper.
-    aided: few things first, boxes weighed, more noise; see `reco_aids`.
+    aided: boxes weighed, more noise, and a loss on who looks at which words; see `reco_aids`.
     """
     denoiser, scheduler = model.denoiser(), model.scheduler
-    use = {most: allowed(pool, most) for most in ((1, 2, None) if aided else (None,))}
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        most = most_things(step, plan.steps) if aided else None
-        drop, weight = CAPTION_DROP if most == 1 else DROP, None
-        index = use[most][torch.randint(len(use[most]), (BATCH,), generator=generator)]
-        scenes = [model.spoken(scene) for scene in told(pool, index, generator, drop)]
+        index = torch.randint(len(pool), (BATCH,), generator=generator)
+        scenes = [model.spoken(scene) for scene in told(pool, index, generator)]
         ids = model.sentences.batch([*scenes, Scene("")])
         if model.padding == "masked":  # what nobody looks at need not be computed
             ids = ids[:, : model.sentences.said(ids).any(0).sum()]
@@ -190,11 +186,17 @@ def fine_tune(
         times = scheduler.config.num_train_timesteps
         t = torch.randint(times, (BATCH,), generator=generator)
         if aided:
-            t = noisy_times((t + 0.5) / times, times, most)
+            t = noisy_times((t + 0.5) / times, times)
+        x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
+        if aided:
             boxes = [scene.regions for scene in scenes]
             weight = box_weights(boxes, tuple(x_0.shape[-2:])).to(model.device)
-        x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
-        loss = training_loss(denoiser, x_0, condition, t, noise, scheduler, weight)
+            with watched(model.unet) as seen:
+                loss = training_loss(denoiser, x_0, condition, t, noise, scheduler, weight)
+            owners = model.sentences.regions(ids[:-1])
+            loss = loss + ATTENTION * attention_loss(seen, owners, scenes)
+        else:
+            loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
         if temperature is None:
             return loss
         return loss + contrastive_loss(last_states(condition), temperature)
@@ -212,18 +214,15 @@ def last_states(condition: Condition) -> Float[Tensor, "b c"]:
     return condition.text[torch.arange(len(last), device=last.device), last]
 
 
-def told(
-    pool: cache.Cache, index: Tensor, generator: torch.Generator, caption_drop: float = DROP
-) -> list[Scene]:
+def told(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
     """What the model is told of pictures: a caption and the regions in random order, some left out.
 
-    Three dice a picture: no caption (`caption_drop`), no regions, neither (DROP each).
+    Three dice a picture, each DROP: no caption, no regions, neither.
     """
-    chances = torch.tensor([caption_drop, DROP, DROP])
     captions = pool.draw_captions(index, generator)
     scenes = []
     for i, caption in zip(index.tolist(), captions, strict=True):
-        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < chances
+        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < DROP
         regions = pool.regions[i]
         order = torch.randperm(len(regions), generator=generator)[:MOST_REGIONS].tolist()
         kept = () if no_regions or nothing else [regions[k] for k in order]

@@ -21,18 +21,12 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.scene import Region
 from spatext_lab.spatext.unet import narrow_input, widen_input
-from spatext_lab.training.cache import Cache
 from spatext_lab.unet import COORDINATES
 
 TEXTS = 600  # captions by which keys and values are fitted to another text encoder
 BOX_WEIGHT = 10.0  # of a latent cell in a box, beside 1 elsewhere
 SHIFT = 6.0  # of the times towards noise
-# Until this part of all steps, only pictures with so many things at most: first what and where,
-# then which. Skills come last: their prompts say no backdrop, so most of their loss is luck.
-CURRICULUM = ((0.25, 1), (0.4, 2))
-# While there is one thing: the noisiest tenth of all times, where nothing is to be seen but read,
-# and mostly no caption, so that the box begins the sentence.
-FIRST_TIMES, CAPTION_DROP = 0.9, 0.7
+ATTENTION = 0.1  # how much the loss of `training/attention.py` counts
 
 
 def aided_base(base: TextToImagePipeline, clip: Clip) -> TextToImagePipeline:
@@ -92,13 +86,9 @@ def ridge(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> Float[Tensor, "a 
 
 
 # Esser et al., arXiv 2403.03206, equation 23, from u in [0, 1): t = s u / (1 + (s - 1) u)
-def noisy_times(u: Float[Tensor, "b"], times: int, most: int | None) -> Int[Tensor, "b"]:
-    """Times in 0 ... times - 1, more of them at the noisy end: there the layout is decided.
-
-    most: how many things the pictures have at most, see `most_things`.
-    """
-    t = FIRST_TIMES + (1 - FIRST_TIMES) * u if most == 1 else SHIFT * u / (1 + (SHIFT - 1) * u)
-    return (times * t).long().clamp(max=times - 1)
+def noisy_times(u: Float[Tensor, "b"], times: int) -> Int[Tensor, "b"]:
+    """Times in 0 ... times - 1, more of them at the noisy end: there the layout is decided."""
+    return (times * SHIFT * u / (1 + (SHIFT - 1) * u)).long().clamp(max=times - 1)
 
 
 def box_weights(
@@ -114,18 +104,3 @@ def box_weights(
         for region in regions:
             weight[0, torch.from_numpy(region.mask_at(*size))] = BOX_WEIGHT
     return weights / weights.mean()
-
-
-def most_things(step: int, steps: int) -> int | None:
-    """How many things a picture may have at this step of the run; None for any number."""
-    return next((most for part, most in CURRICULUM if step < part * steps), None)
-
-
-def allowed(pool: Cache, most: int | None) -> Int[Tensor, "k"]:
-    """The numbers of the pictures that may be learned from, `most` as `most_things` says it.
-
-    A picture with a single caption is a skill's.
-    """
-    rows = zip(pool.regions, pool.captions, strict=True)
-    few = [most is None or (len(r) <= most and len(c) > 1) for r, c in rows]
-    return torch.tensor(few).nonzero()[:, 0]
