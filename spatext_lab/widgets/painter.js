@@ -64,14 +64,6 @@ function deepest(labels, w, h, k, step = Math.ceil(Math.max(w, h) / 96)) {
 
 // ---- the page ------------------------------------------------------------------------------------
 
-function node(tag, className, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children); // strings become text nodes, never markup
-  return made;
-}
-
 const PATHS = {
   brush: "M13.5 2.5l4 4L9 15l-4.5.9.6-4.7zM3 18h8",
   eraser: "M7.5 16.5L3 12l8-8.5 6 6-7 7zM7 8l6 6M7.5 16.5H17",
@@ -93,7 +85,7 @@ function icon(name) {
   return drawing;
 }
 
-const TOOLS = { brush: "Brush", eraser: "Eraser", fill: "Fill", box: "Box" };
+const TOOLS = { brush: "Brush (B)", eraser: "Eraser (E)", fill: "Fill (F)", box: "Box (R)" };
 const TOOL_KEYS = { b: "brush", e: "eraser", f: "fill", r: "box", 0: "eraser" };
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const SHOWN = 448; // pixels of the longer side, on the page
@@ -106,16 +98,15 @@ const KEYS =
 class View {
   constructor(model, el) {
     this.model = model;
-    Object.assign(this, { tool: "brush", size: 7, active: 1, opacity: 0.65, past: [], future: [] });
+    Object.assign(this, { tool: "brush", active: 1, opacity: 0.65, past: [], future: [] });
     this.at = null; // the cursor, [x, y]
     this.points = null; // of the stroke that is being drawn
     this.corner = null; // of the box that is being drawn
-    this.build(el);
     this.state = this.read();
     this.size = Math.max(1, Math.round(Math.max(this.state.w, this.state.h) / 9));
-    this.sizeInput.max = Math.ceil(Math.max(this.state.w, this.state.h) / 2);
-    this.sizeInput.value = this.size;
+    this.build(el);
     this.refresh();
+    this.pick(this.tool);
     this.onChange = () => this.heard();
     this.onMessage = (message) => this.answered(message);
     model.on("change", this.onChange);
@@ -317,9 +308,8 @@ class View {
   }
 
   resize(size) {
-    this.size = Math.max(1, Math.min(Number(this.sizeInput.max), size));
-    this.sizeInput.value = this.size;
-    this.sizeOutput.textContent = this.size;
+    this.size = Math.max(1, Math.min(this.mostSize, size));
+    this.showSize(this.size);
     this.draw();
   }
 
@@ -362,33 +352,23 @@ class View {
     this.root.append(this.buildTools(), this.buildBody(), this.buildGallery(), this.buildFoot());
     this.root.addEventListener("keydown", (event) => this.rootKey(event));
     el.append(this.root);
-    this.pick(this.tool);
-  }
-
-  button(name, label, action, text = "") {
-    const made = node("button", "sx-button", { type: "button", "aria-label": label, title: label });
-    if (PATHS[name]) made.append(icon(name));
-    if (text) made.append(node("span", "", {}, text));
-    made.addEventListener("click", action);
-    return made;
   }
 
   buildTools() {
     this.toolButtons = {};
     const tools = node("div", "sx-group", { role: "group", "aria-label": "Tool" });
     for (const [name, label] of Object.entries(TOOLS)) {
-      const key = Object.entries(TOOL_KEYS).find(([, tool]) => tool === name && tool)[0];
-      const shortcut = name === "eraser" ? "E" : key.toUpperCase();
-      const made = this.button(name, `${label} (${shortcut})`, () => this.pick(name), label);
-      tools.append((this.toolButtons[name] = made));
+      const word = node("span", "", {}, label.split(" ")[0]);
+      this.toolButtons[name] = button(label, () => this.pick(name), icon(name), word);
+      tools.append(this.toolButtons[name]);
     }
-    this.sizeInput = node("input", "", { type: "range", min: 1, step: 1, "aria-label": "Brush size in pixels" });
-    this.sizeOutput = node("span", "sx-number");
-    this.sizeInput.addEventListener("input", () => this.resize(Number(this.sizeInput.value)));
-    this.sizeField = node("label", "sx-slider", {}, "Size", this.sizeInput, this.sizeOutput);
-    this.undoButton = this.button("undo", "Undo (Ctrl Z)", () => this.undo());
-    this.redoButton = this.button("redo", "Do again (Ctrl Y)", () => this.redo());
-    const clear = this.button("clear", "Clear everything", () => this.clear());
+    const most = Math.ceil(Math.max(this.state.w, this.state.h) / 2);
+    [this.sizeField, this.showSize] = slider(
+      "Size", "Brush size in pixels", { min: 1, max: most, value: this.size }, (size) => this.resize(size));
+    this.mostSize = most;
+    this.undoButton = button("Undo (Ctrl Z)", () => this.undo(), icon("undo"));
+    this.redoButton = button("Do again (Ctrl Y)", () => this.redo(), icon("redo"));
+    const clear = button("Clear everything", () => this.clear(), icon("clear"));
     const steps = node("div", "sx-group", { role: "group", "aria-label": "Steps" });
     steps.append(this.undoButton, this.redoButton, clear);
     const bar = node("div", "sx-tools", { role: "toolbar", "aria-label": "Painting" });
@@ -415,7 +395,7 @@ class View {
     this.captionInput = node("textarea", "sx-text", { rows: 2, "aria-label": "Caption of the whole picture" });
     this.typed(this.captionInput, (text) => this.commit({ caption: text }));
     this.list = node("ol", "sx-regions", { "aria-label": "Regions" });
-    const add = this.button("", "Add a region (N)", () => this.addRegion(), "+ Add a region");
+    const add = button("Add a region (N)", () => this.addRegion(), "+ Add a region");
     add.classList.add("sx-add");
     const side = node("div", "sx-side");
     side.append(node("span", "sx-title", {}, "Caption"), this.captionInput);
@@ -426,9 +406,9 @@ class View {
   buildGallery() {
     const strip = node("div", "sx-gallery", { role: "group", "aria-label": "Scenes to begin with" });
     for (const { name, title, png } of this.model.get("gallery")) {
-      const made = this.button("", `Begin with the scene ${title}`, () => this.model.send({ preset: name }));
+      const made = button(`Begin with the scene ${title}`, () => this.model.send({ preset: name }));
       const image = node("img", "", { alt: "", draggable: "false" });
-      image.src = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+      image.src = pngAddress(png);
       image.onload = () => URL.revokeObjectURL(image.src);
       made.className = "sx-thumb";
       made.append(image, node("span", "", {}, title));
@@ -443,15 +423,14 @@ class View {
       if (file.files[0]) this.model.send({ json: await file.files[0].text() });
       file.value = "";
     });
-    const open = this.button("", "Open a scene file", () => file.click(), "Open");
-    const save = this.button("", "Save as a scene file", () => this.model.send({ save: true }), "Save");
-    this.veil = node("label", "sx-slider", { hidden: "" }, "Opacity");
-    const range = node("input", "", { type: "range", min: 0, max: 100, value: 65, "aria-label": "Opacity of the regions in percent" });
-    range.addEventListener("input", () => {
-      this.opacity = Number(range.value) / 100;
-      this.draw();
-    });
-    this.veil.append(range);
+    const open = button("Open a scene file", () => file.click(), "Open");
+    const save = button("Save as a scene file", () => this.model.send({ save: true }), "Save");
+    [this.veil] = slider(
+      "Opacity", "Opacity of the regions in percent", { min: 0, max: 100, value: 65 }, (percent) => {
+        this.opacity = percent / 100;
+        this.draw();
+      });
+    this.veil.hidden = true;
     return node("div", "sx-foot", {}, this.status, this.veil, file, open, save);
   }
 
@@ -567,7 +546,6 @@ class View {
     regions.forEach((region, i) => this.refreshRow(this.list.children[i], region, i + 1));
     this.undoButton.disabled = !this.past.length;
     this.redoButton.disabled = !this.future.length;
-    this.sizeOutput.textContent = this.size;
     this.hint.hidden = this.spots.some(Boolean) || regions.some((r) => r.box);
     this.draw();
   }
@@ -608,11 +586,10 @@ class View {
       this.veil.hidden = false;
       this.draw();
     };
-    image.src = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+    image.src = pngAddress(png);
   }
 
   draw() {
-    if (!this.state) return;
     const { w, h } = this.state;
     const labels = this.points ? this.preview : this.state.labels;
     const scale = Math.max(1, Math.round((SHOWN * (window.devicePixelRatio || 1)) / Math.max(w, h)));

@@ -14,7 +14,6 @@ The same without a pointer, pixel for pixel:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -28,6 +27,7 @@ from spatext_lab.pictures import EMPTY, PALETTE, png
 from spatext_lab.scene import DEFAULT_CAPTION, DEFAULT_TEXT, Region, Scene
 from spatext_lab.widgets import strokes
 from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.sources import script, style
 
 MOST_REGIONS = 255  # a label is one byte, and 0 is nobody
 THUMBNAIL = 72  # pixels
@@ -45,8 +45,8 @@ class Painter(anywidget.AnyWidget):
     Raises ValueError for a size below 1 and for more than 255 regions.
     """
 
-    _esm = Path(__file__).with_name("painter.js")
-    _css = Path(__file__).with_name("painter.css")
+    _esm = script("painter")
+    _css = style("painter")
 
     height = traitlets.Int().tag(sync=True)
     width = traitlets.Int().tag(sync=True)

@@ -3,7 +3,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from spatext_lab import Region, Scene
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.sources import script
 from spatext_lab.widgets.strokes import flood, stroke
 
 EVIL = "<img src=x onerror='window.broken = 1'><b>bold</b>"
@@ -236,8 +236,6 @@ def test_another_size_and_a_background(notebook):
 def test_the_script_and_the_library_cover_the_same_pixels(opened):
     """Random strokes and fillings, pixel by pixel, by `painter.js` and by `strokes.py`."""
     draw, h, w = random.Random(0), 23, 31
-    code = Path(Painter.__module__.replace(".", "/") + ".js")
-    source = (Path(__file__).parents[2] / code).read_text()
     lines = [
         [[draw.randint(-9, 39), draw.randint(-9, 31)] for _ in range(2)] + [draw.randint(1, 12)]
         for _ in range(300)
@@ -259,7 +257,7 @@ def test_the_script_and_the_library_cover_the_same_pixels(opened):
         });
         return [strokes, floods];
     }"""
-    data = json.loads(json.dumps([source, w, h, lines, noise.ravel().tolist(), spots]))
+    data = json.loads(json.dumps([script("painter"), w, h, lines, noise.ravel().tolist(), spots]))
     strokes, floods = opened.page.evaluate(run, data)
     for (a, b, size), got in zip(lines, strokes, strict=True):
         want = stroke([tuple(a), tuple(b)], size, h, w)
