@@ -53,8 +53,10 @@ browser:
 		&& $$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
 		|| echo "No Chromium: the browser tests will be skipped. On Debian and Ubuntu: sudo apt install chromium"
 
-notebooks: $(STAMP)  ## execute the notebooks in place, with their figures
-	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
+notebooks: $(STAMP)  ## execute the notebooks in place; student and solution copies in outputs/notebooks
+	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+	@$(PY) -m spatext_lab.exercises $(NOTEBOOKS)
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel

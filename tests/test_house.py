@@ -27,7 +27,7 @@ FLOORS = {
     2: {"clip", "datasets"},
     3: {"spatext", "reco", "baselines"},
     4: {"training", "evaluation", "zoo"},
-    5: {"widgets", "cli", "commands", "doctor", "tour"},
+    5: {"widgets", "exercises", "cli", "commands", "doctor", "tour"},
 }
 # Helpers stand on the floor of the module that they serve.
 FLOORS[1] |= {"rle", "places", "charts", "pictures"}
@@ -234,6 +234,14 @@ def test_ci_runs_the_readmes_test_command():
     assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
     assert "make test" in (ROOT / "README.md").read_text()
     assert "make tour" in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_pictures_are_there_small_and_told():
+    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", (ROOT / "README.md").read_text())
+    assert len(pictures) >= 5
+    for alt, path in pictures:
+        assert len(alt) > 20, f"{path} has the alt text {alt!r}"
+        assert (ROOT / path).stat().st_size < 150_000, path
 
 
 FOREIGN = {

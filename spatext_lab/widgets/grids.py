@@ -20,7 +20,7 @@ from spatext_lab.widgets.sources import markup
 Key = tuple[float, float, int, int]  # scale of the caption, of the map, steps, seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Grid:
     """Pictures of one scene under many settings; shows itself with sliders.
 
@@ -68,6 +68,9 @@ class Grid:
             return cls(file["parameters"], drawn, tuple(film))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a grid of pictures: {error!r}") from None
+
+    def __repr__(self) -> str:
+        return f"<Grid: {len(self.pictures)} pictures, {len(self.film)} steps of directions>"
 
     def _plain(self) -> dict[str, Any]:
         def encoded(data: bytes) -> str:

@@ -13,6 +13,7 @@ The same without a pointer, pixel for pixel:
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,6 +159,15 @@ class Painter(anywidget.AnyWidget):
     def clear(self) -> None:
         """An empty sheet: no region, no box; the caption stays."""
         self._set(labels=np.zeros_like(self.label_map), regions=[])
+
+    def __repr__(self) -> str:
+        return f"<Painter: {len(self.regions)} regions on {self.height} x {self.width} pixels>"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        """The widget, and for pages without a kernel a picture of what is painted now."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        picture = png(figures.draw_scene(self.scene), "the scene in the painter")
+        return data | {"image/png": b64encode(picture).decode("ascii")}, metadata
 
     def _cover(self, k: int, mask: Bool[np.ndarray, "h w"]) -> None:
         labels = self.label_map.copy()

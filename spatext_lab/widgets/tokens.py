@@ -22,7 +22,7 @@ EDGES = ("x0", "y0", "x1", "y1")  # the order of a region's four position tokens
 SIDE = 320  # of the drawing, in pixels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspector:
     """The sentence of a scene that shows itself as tokens with their boxes.
 
@@ -41,6 +41,9 @@ class Inspector:
     def said(self) -> Scene:
         """The scene that the tokens say: boxes on their bins, texts in lower case."""
         return self.tokens.decode(self.sentence.ids)
+
+    def __repr__(self) -> str:
+        return f"<Inspector: {self.sentence}>"
 
     def _repr_html_(self) -> str:
         sentence, boxes = self.sentence, [region.box for region in self.said.regions]

@@ -131,6 +131,10 @@ def test_the_directions_are_differences_of_what_is_seen():
     assert np.array_equal(film[-1]["seen"], last)
 
 
+def test_as_text_it_is_short(grid):
+    assert repr(grid) == "<Grid: 16 pictures, 3 steps of directions>"
+
+
 def test_an_empty_axis_is_refused(path, spatext):
     with pytest.raises(ValueError, match="maps is empty"):
         explore(path, spatext, SCENE, maps=())

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from PIL import Image
 
 from spatext_lab import Region, Scene, SpaTextPipeline, TextToImagePipeline
 from spatext_lab.diffusion import SampleStep
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.text_encoder import grow
 from spatext_lab.widgets.live import KEPT, Live, frames
 from spatext_lab.widgets.painter import Painter
 from tests.tiny import tiny_model
@@ -22,8 +25,13 @@ SCENE = Scene("a meadow", [Region("a red ball", box=(0.25, 0.25, 0.75, 0.75))])
 
 
 @pytest.fixture(scope="module")
-def spatext(tmp_path_factory) -> SpaTextPipeline:
-    return SpaTextPipeline.from_pretrained(tiny_model(tmp_path_factory.mktemp("tiny")) / "spatext")
+def folder(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def spatext(folder) -> SpaTextPipeline:
+    return SpaTextPipeline.from_pretrained(folder / "spatext")
 
 
 class Toy(TextToImagePipeline):
@@ -200,6 +208,15 @@ def test_the_last_frame_is_the_picture(spatext):
 
 def test_side_by_side(live):
     assert live.beside().children == (live.painter, live)
+
+
+def test_reco_draws_too(folder, spatext):
+    encoder, tokenizer = grow(spatext.text_encoder, spatext.tokenizer, 16, 77)
+    unet = TextToImagePipeline.from_pretrained(folder / "text-to-image").unet
+    reco = ReCoPipeline(unet, spatext.vae, encoder, tokenizer, spatext.scheduler)
+    live = Live(Painter(SCENE), {"SpaText": spatext, "ReCo": reco})
+    live.method, live.steps, live.region_guidance_scale = "ReCo", 2, 3.0
+    assert np.array_equal(live.draw(), reco(SCENE, seed=0, steps=2))
 
 
 def test_a_text_model_has_no_map(spatext):

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The painter without a browser: its code path, and what it makes of what a browser may send."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
 import traitlets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from spatext_lab import Region, Scene
-from spatext_lab.figures import PALETTE
+from spatext_lab.figures import PALETTE, draw_scene
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.presets import presets
 
@@ -111,6 +115,15 @@ def test_nobody_ever_sees_a_map_and_regions_that_do_not_fit():
 def test_regions_have_the_colours_of_all_figures():
     _, *colours = Painter().palette
     assert [tuple(c) for c in colours] == list(PALETTE)
+
+
+def test_a_page_without_a_kernel_has_a_picture_of_it():
+    scene = presets()["beach"]
+    data, _ = Painter(scene)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert np.array_equal(picture, draw_scene(scene))
+    assert data["text/plain"] == "<Painter: 5 regions on 64 x 64 pixels>"
 
 
 def test_a_background_is_sent_as_png():

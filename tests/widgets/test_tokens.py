@@ -96,6 +96,13 @@ def test_a_region_without_room_is_named():
     assert "No room" not in Inspector(tokens(), SCENE)._repr_html_()
 
 
+def test_as_text_it_is_the_sentence():
+    inspector = Inspector(tokens(), Scene("", [Region("a", box=(0, 0, 1, 1))]))
+    bins = "<bin000> <bin000> <bin010> <bin010>"
+    text = f"<|startoftext|> <|endoftext|> {bins} <|startoftext|> a <|endoftext|>"
+    assert repr(inspector) == f"<Inspector: {text}>"
+
+
 def test_a_thin_box_is_refused_by_name():
     with pytest.raises(ValueError, match=r"regions\[0\].box"):
         Inspector(tokens(), Scene("", [Region("x", box=(0.5, 0, 0.51, 1))]))._repr_html_()
