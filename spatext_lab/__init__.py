@@ -17,13 +17,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ReCoPipeline": "spatext_lab.reco.pipeline",
     "Region": "spatext_lab.scene",
     "Scene": "spatext_lab.scene",
     "SpaTextPipeline": "spatext_lab.spatext.pipeline",
     "TextToImagePipeline": "spatext_lab.pipeline",
 }
 
-__all__ = ["Region", "Scene", "SpaTextPipeline", "TextToImagePipeline", "__version__"]
+__all__ = [
+    "ReCoPipeline",
+    "Region",
+    "Scene",
+    "SpaTextPipeline",
+    "TextToImagePipeline",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

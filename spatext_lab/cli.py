@@ -26,13 +26,18 @@ RECIPES = (
     "text-to-image",
     "spatext",
     "pixel",
+    "reco",
 )
-SAMPLERS = ("spatext", "pixel", "text")
+SAMPLERS = ("spatext", "pixel", "reco", "text")
 METHODS = (
     *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel"),
-    *("vectors", "binary", "caption", "similarity", "text", "autoencoder", "true"),
+    *("vectors", "binary", "caption", "similarity", "reco", "words"),
+    *("text", "autoencoder", "true"),
 )
 REPRESENTATIONS = ("vectors", "binary", "caption", "similarity")
+VARIANTS = ("reco", "after", "contrastive", "words")
+INITS = ("mean", "normal", "smooth")
+PROTOCOLS = ("segments", "boxes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +145,16 @@ def _add_train(to: Any) -> None:
     add("--data", type=Path, metavar="ROOT", help="a folder in COCO's layout (drawn scenes)")
     add("--base", metavar="MODEL", help="the model to start from: pocket, or your own folder")
     add("--representation", choices=REPRESENTATIONS, help="what SpaText's map holds (vectors)")
+    add("--variant", choices=VARIANTS, help="of ReCo (reco)")
+    add(
+        "--bins",
+        type=_count,
+        metavar="N",
+        help="position tokens of ReCo (two a pixel, 1000 at most)",
+    )
+    add("--init", choices=INITS, help="how the rows of ReCo's new tokens begin (smooth)")
+    # None where it was not said, so that it is handed on only to recipes that take it
+    add("--aided", action="store_true", default=None, help="ReCo for a small base")
 
 
 def _add_sample(to: Any) -> None:
@@ -161,19 +176,27 @@ def _add_evaluate(to: Any) -> None:
     example = "evaluate --method spatext --scenes 64 --json scores.json"
     add = _command(to, commands.evaluate, "evaluate", what, example).add_argument
     add("--method", required=True, choices=METHODS, help="true and autoencoder are the ceilings")
-    add("--scenes", type=_count, default=512, metavar="N", help="(512)")
+    add("--protocol", choices=PROTOCOLS, help="what the method is given (what it reads)")
+    add("--skills", action="store_true", help="PaintSkills: object, count, colour, spatial instead")
+    add("--scenes", type=_count, default=512, metavar="N", help="or prompts of each skill (512)")
     add("--seed", type=_seed, default=0, metavar="N")
     add("--json", type=Path, metavar="FILE", help="also write the scores here")
     _add_model(add)
 
 
 def _add_ablation(to: Any) -> None:
-    what = "SpaText's tables: what each part is worth, what bad masks cost"
-    example = "ablation --out outputs/ablation --variants outputs/train"
+    what = "a method's tables: what each part of it is worth, and what it cannot do"
+    example = "ablation --method reco --out outputs/ablation --variants outputs/train"
     add = _command(to, commands.ablation, "ablation", what, example).add_argument
+    add("--method", choices=("spatext", "reco"), default="spatext", help="(spatext)")
     add("--out", type=Path, required=True, metavar="DIR", help="for Markdown, JSON and a figure")
     add("--scenes", type=_count, default=512, metavar="N", help="of the first table (512)")
-    add("--variants", type=Path, metavar="DIR", help="has spatext-binary and others (no such rows)")
+    add(
+        "--variants",
+        type=Path,
+        metavar="DIR",
+        help="has spatext-binary, reco-words ... (no such rows)",
+    )
     _add_model(add)
 
 

@@ -102,6 +102,33 @@ class Clip:
         ids = self.tokenizer(texts).to(self.device)
         return self.model.encode_text(ids, normalize=True)
 
+    def text_transformer(self, length: int):
+        """The text transformer as a `CLIPTextModel` of transformers, in single precision: a state
+        for each token where `text` gives one vector for all.
+
+        length: tokens that it is to read; beyond what CLIP has learned, its last position repeats.
+        The tokenizer must be one of transformers', as the pocket CLIP's is.
+        """
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        shape, tokenizer = self.config["model_cfg"]["text_cfg"], self.tokenizer.tokenizer
+        config = CLIPTextConfig(
+            vocab_size=shape["vocab_size"],
+            hidden_size=shape["width"],
+            intermediate_size=4 * shape["width"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            max_position_embeddings=length,
+            projection_dim=shape["width"],
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = CLIPTextModel(config)
+        model.load_state_dict(_renamed(self.model.float().state_dict(), shape["layers"], length))
+        return model.eval()
+
     def cut(self, text: str) -> str:
         """The end of a text that is beyond what the text transformer reads; mostly empty."""
         context = self.config["model_cfg"]["text_cfg"]["context_length"]
@@ -136,3 +163,34 @@ class Clip:
         pairs = zip(images, masks, strict=True)
         crops = [segment_crop(image, mask, self.image_size) for image, mask in pairs]
         return self.images(torch.stack(crops).to(self.device))
+
+
+# open_clip's name of a part of a layer, and transformers'
+_PARTS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def _renamed(weights: dict[str, Tensor], layers: int, length: int) -> dict[str, Tensor]:
+    """The weights of open_clip's text transformer by the names that transformers has for them."""
+    places = weights["positional_embedding"]
+    named = {
+        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": torch.cat(
+            [places, places[-1:].expand(length - len(places), -1)]
+        ),
+    }
+    for kind in ("weight", "bias"):
+        named[f"final_layer_norm.{kind}"] = weights[f"ln_final.{kind}"]
+        for i in range(layers):
+            old, new = f"transformer.resblocks.{i}.", f"encoder.layers.{i}."
+            for a, b in _PARTS.items():
+                named[f"{new}{b}.{kind}"] = weights[f"{old}{a}.{kind}"]
+            parts = weights[f"{old}attn.in_proj_{kind}"].chunk(3)
+            for letter, part in zip("qkv", parts, strict=True):
+                named[f"{new}self_attn.{letter}_proj.{kind}"] = part
+    return named

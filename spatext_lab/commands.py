@@ -79,6 +79,7 @@ def train(args: argparse.Namespace) -> int:
     from spatext_lab.training import run as training
 
     names = ("steps", "seed", "out", "resume", "device", "data", "base", "representation")
+    names += ("variant", "bins", "init", "aided")
     try:
         training.run(args.recipe, **_given(args, *names))
     except KeyboardInterrupt:
@@ -89,19 +90,23 @@ def train(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out is {args.out}; it must end in .png")
-    if args.method == "text" and args.region_guidance_scale is not None:
-        raise ValueError("--region-guidance-scale needs --method spatext: text alone has no map")
+    if args.method in ("text", "reco") and args.region_guidance_scale is not None:
+        raise ValueError(
+            f"--region-guidance-scale needs --method spatext: {args.method} has no map"
+        )
     _make_room(args.out)
     from spatext_lab.scene import Scene
 
     scene = Scene.load(args.scene)
     from spatext_lab import zoo
     from spatext_lab.pipeline import TextToImagePipeline
+    from spatext_lab.reco.pipeline import ReCoPipeline
     from spatext_lab.spatext.pipeline import SpaTextPipeline
 
     methods = {
         "spatext": (SpaTextPipeline, "spatext"),
         "pixel": (SpaTextPipeline, "spatext-pixel"),
+        "reco": (ReCoPipeline, "reco"),
         "text": (TextToImagePipeline, "text-to-image"),
     }
     pipeline, part = methods[args.method]
@@ -116,9 +121,16 @@ def sample(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     if args.json:
         _make_room(args.json)
-    from spatext_lab.evaluation import report
+    given = {"seed": args.seed, "model": args.model}
+    if args.skills:
+        from spatext_lab.evaluation.skills import evaluate_skills
 
-    scores = report.evaluate(args.method, scenes=args.scenes, seed=args.seed, model=args.model)
+        scores = evaluate_skills(args.method, prompts=args.scenes, **given)
+    else:
+        from spatext_lab.evaluation import report
+
+        given |= _given(args, "protocol")
+        scores = report.evaluate(args.method, scenes=args.scenes, **given)
     text = json.dumps(scores, indent=2)
     print(text)
     if args.json:
@@ -127,7 +139,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def ablation(args: argparse.Namespace) -> int:
-    from spatext_lab.evaluation import tables
+    if args.method == "reco":
+        from spatext_lab.evaluation import reco_tables as tables
+    else:
+        from spatext_lab.evaluation import spatext_tables as tables
 
     tables.run(args.out, scenes=args.scenes, model=args.model, variants=args.variants)
     return 0

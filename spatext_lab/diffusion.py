@@ -30,6 +30,8 @@ class Condition:
                takes none; its null condition is the zero map, as an uncovered pixel holds zeros
     region_maps: (b, d, h, w) each, the map's parts, one for each region alone; only needed where
                every region has a guidance scale of its own
+    text_mask, null_mask: (b, l) which of the states the network may look at; None for all of them,
+               the padding too, as Stable Diffusion has it
 
     Raises ValueError where the three do not fit together.
     """
@@ -38,6 +40,8 @@ class Condition:
     null_text: Float[Tensor, "_ _ _"]  # which axes must agree is said below, in words
     st_map: Float[Tensor, "_ d h w"] | None = None
     region_maps: tuple[Tensor, ...] = ()
+    text_mask: Bool[Tensor, "b l"] | None = None
+    null_mask: Bool[Tensor, "b l"] | None = None
 
     def __post_init__(self) -> None:
         if self.text.shape != self.null_text.shape:
@@ -57,14 +61,16 @@ class Condition:
     def null(self) -> "Condition":
         """Everything off: the empty caption and the zero map."""
         st_map = None if self.st_map is None else torch.zeros_like(self.st_map)
-        return replace(self, text=self.null_text, st_map=st_map, region_maps=())
+        text = {"text": self.null_text, "text_mask": self.null_mask}
+        return replace(self, **text, st_map=st_map, region_maps=())
 
     def singles(self) -> "list[Condition]":
         """One thing on, the others off: the caption, then the map or each region's, if any."""
         null = self.null()
         whole = () if self.st_map is None else (self.st_map,)
         maps = self.region_maps or whole
-        return [replace(null, text=self.text), *(replace(null, st_map=one) for one in maps)]
+        caption = replace(null, text=self.text, text_mask=self.text_mask)
+        return [caption, *(replace(null, st_map=one) for one in maps)]
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -76,6 +82,8 @@ class Condition:
             null_text=self.null_text.to(device, dtype),
             st_map=None if self.st_map is None else self.st_map.to(device, dtype),
             region_maps=tuple(one.to(device, dtype) for one in self.region_maps),
+            text_mask=None if self.text_mask is None else self.text_mask.to(device),
+            null_mask=None if self.null_mask is None else self.null_mask.to(device),
         )
 
     @staticmethod
@@ -91,12 +99,15 @@ class Condition:
                 f"conditions: {len(maps)} of {len(conditions)} have an st_map; "
                 "give at least one condition, and a map to all of them or to none"
             )
+        masks = [c.text_mask for c in conditions]
         return replace(
             conditions[0],
             text=torch.cat([c.text for c in conditions]),
             null_text=torch.cat([c.null_text for c in conditions]),
             st_map=torch.cat(maps) if maps else None,
             region_maps=(),
+            text_mask=None if masks[0] is None else torch.cat(masks),
+            null_mask=None if masks[0] is None else torch.cat([c.null_mask for c in conditions]),
         )
 
 
@@ -116,10 +127,12 @@ def drop_conditions(
     guidance needs. drop_map has no effect where there is no map.
     """
     text = torch.where(drop_text[:, None, None], condition.null_text, condition.text)
-    if condition.st_map is None:
-        return replace(condition, text=text)
-    st_map = condition.st_map.masked_fill(drop_map[:, None, None, None], 0)
-    return replace(condition, text=text, st_map=st_map)
+    text_mask, st_map = condition.text_mask, condition.st_map
+    if text_mask is not None:
+        text_mask = torch.where(drop_text[:, None], condition.null_mask, text_mask)
+    if st_map is not None:
+        st_map = st_map.masked_fill(drop_map[:, None, None, None], 0)
+    return replace(condition, text=text, text_mask=text_mask, st_map=st_map)
 
 
 def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
@@ -207,8 +220,12 @@ def training_loss(
     t: Int[Tensor, "b"],
     noise: Float[Tensor, "b c h w"],
     scheduler: DDIMScheduler,
+    weight: Float[Tensor, "b 1 h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the prediction over batch, channels and pixels, to call backward on.
+
+    weight: how much each pixel counts; None for all alike, as in the paper. Where it depends on the
+        condition alone, the best prediction stays the same one.
 
     The caller draws t uniformly from 0 ... num_train_timesteps - 1 and noise from N(0, 1), so that
     a run can be repeated to the last bit. Raises ValueError where the condition is not for
@@ -218,7 +235,8 @@ def training_loss(
     alphas_cumprod = scheduler.alphas_cumprod.to(x_0.device)
     prediction = denoiser(add_noise(x_0, noise, t, alphas_cumprod), t, condition)
     wanted = target(x_0, noise, t, alphas_cumprod, scheduler.config.prediction_type)
-    return F.mse_loss(prediction.to(wanted.dtype), wanted)
+    errors = F.mse_loss(prediction.to(wanted.dtype), wanted, reduction="none")
+    return errors.mean() if weight is None else (weight * errors).mean()
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:

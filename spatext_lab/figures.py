@@ -7,6 +7,8 @@ alone. This is the front door: `pictures` and `charts` are what stands behind it
 
 from __future__ import annotations
 
+import html
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +23,7 @@ from spatext_lab.pictures import (
     INK,
     PALETTE,
     WHITE,
+    Colour,
     Picture,
     colour,
     enlarged,
@@ -43,6 +46,7 @@ __all__ = [
     "save",
     "show",
     "to_image",
+    "token_strip",
 ]
 
 
@@ -114,6 +118,34 @@ def map_picture(st_map: Float[Any, "d h w"], size: int = 256) -> Image.Image:
     return enlarged(Image.fromarray(rgb.reshape(*values.shape[1:], 3)), size)
 
 
+def token_strip(tokens: Sequence[tuple[str, int, bool]], note: str = "") -> str:
+    """Tokens as a row of coloured chips, as HTML for a notebook.
+
+    tokens: (text, region, whether it is a position): region k in its colour, with its number in the
+        tooltip, 0 (the caption) in light grey; positions are filled, words have a coloured edge.
+    note: said at the end.
+    """
+    chips = "".join(_chip(*token) for token in tokens)
+    style = "line-height:2;font-family:monospace;font-size:13px"
+    return f'<div style="{style}">{chips} <i>{html.escape(note)}</i></div>'
+
+
+def _chip(text: str, region: int, position: bool) -> str:
+    back, ink = (colour(region), _ink_on(colour(region))) if position else (WHITE, INK)
+    edge = EMPTY if region == 0 else colour(region)
+    title = f"region {region}" if region else "caption"
+    style = (
+        f"border:2px solid rgb{edge};background:rgb{back};color:rgb{ink};border-radius:6px;"
+        "padding:1px 4px;margin:1px;white-space:nowrap;display:inline-block;line-height:1.4"
+    )
+    return f'<span title="{title}" style="{style}">{html.escape(text)}</span>'
+
+
+def _ink_on(back: Colour) -> Colour:
+    """Black or white, whichever stands out more."""
+    return INK if np.dot((0.299, 0.587, 0.114), back) > 130 else WHITE
+
+
 def _edges(scene: Scene, h: int, w: int, width: int) -> list[NDArray[np.bool_]]:
     """The line around each region. Between two, it belongs to the later one, which lies on top."""
     labels = scene.label_map(h, w)
@@ -176,7 +208,7 @@ def _badge(k: int, radius: int) -> Image.Image:
     badge = Image.new("RGBA", (side, side), (*WHITE, 0))
     draw = ImageDraw.Draw(badge)
     draw.ellipse((0, 0, side - 1, side - 1), colour(k), WHITE, round(1.5 * fine))
-    ink = INK if np.dot((0.299, 0.587, 0.114), colour(k)) > 130 else WHITE
+    ink = _ink_on(colour(k))
     font = ImageFont.load_default(1.2 * radius * fine)
     draw.text((side / 2, side / 2), str(k), ink, font, anchor="mm")
     return badge.reduce(fine)

@@ -130,10 +130,14 @@ class TextToImagePipeline(ModelFolder):
         """Pictures of latents."""
         return to_images(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
 
+    def denoiser(self) -> Denoiser:
+        """The network as sampling and training call it."""
+        return UNetDenoiser(self.unet)
+
     def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
         if region_guidance_scale is not None:
             raise ValueError(
                 f"region_guidance_scale is {region_guidance_scale}; a text-to-image model has no "
                 "regions, leave it out"
             )
-        return guided(UNetDenoiser(self.unet), guidance_scale)
+        return guided(self.denoiser(), guidance_scale)

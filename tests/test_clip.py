@@ -170,6 +170,71 @@ def test_a_text_has_the_same_vector_in_any_company(clip):
     assert_close(clip.text(TEXTS), alone)
 
 
+# --- a state for each token -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def ends(clip: Clip, texts: list[str], length: int) -> Tensor:
+    """The transformer's states at each text's end, brought to the joint space by open_clip's own
+    projection; the texts cut and padded by the tokenizer of transformers."""
+    tokenizer, model = clip.tokenizer.tokenizer, clip.text_transformer(length)
+    given = {"padding": "max_length", "truncation": True, "max_length": length}
+    ids = torch.tensor(tokenizer(texts, **given).input_ids)
+    states = model(ids).last_hidden_state
+    assert states.shape == (len(texts), length, model.config.hidden_size)
+    at = [row.index(tokenizer.eos_token_id) for row in ids.tolist()]
+    return states[torch.arange(len(texts)), at] @ clip.model.text_projection
+
+
+@pytest.fixture(scope="module")
+def deeper(clip) -> Clip:
+    """Of two layers, with weights that are all random: open_clip starts biases at 0, scales at 1,
+    so that some that were mixed up would not be seen."""
+    config = copy.deepcopy(clip.config)
+    config["model_cfg"]["text_cfg"]["layers"] = 2
+    known = {k: v for k, v in config["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
+    vision = config["model_cfg"]["vision_cfg"]
+    model = open_clip.model.CLIP(embed_dim=clip.width, vision_cfg=vision, text_cfg=known)
+    for parameter in model.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return Clip(model, clip.tokenizer, config)
+
+
+@torch.no_grad()
+def test_the_text_transformers_states_against_open_clip(deeper):
+    """At CLIP's own length: the vector of every text, a cut one too."""
+    texts = [*TEXTS, "a red ball and " * 30]
+    theirs = deeper.model.encode_text(deeper.tokenizer(texts))
+    assert_close(ends(deeper, texts, 32), theirs, atol=1e-4, rtol=1e-4)
+    unit = torch.nn.functional.normalize(theirs, dim=1)
+    assert_close(deeper.text(texts), unit, atol=1e-5, rtol=1e-5)
+    assert torch.pdist(unit).min() > 1e-2
+
+
+@torch.no_grad()
+def test_a_longer_text_transformer_reads_short_texts_alike_and_repeats_its_last_place(deeper):
+    vectors = deeper.text(TEXTS)
+    longer = torch.nn.functional.normalize(ends(deeper, TEXTS, 77), dim=1)
+    assert_close(longer, vectors, atol=1e-4, rtol=1e-4)
+    places = deeper.model.positional_embedding
+    (table,) = (
+        value
+        for name, value in deeper.text_transformer(77).state_dict().items()
+        if name.endswith("position_embedding.weight")
+    )
+    assert torch.equal(table[:32], places)
+    for row in table[32:]:
+        assert torch.equal(row, places[31])
+
+
+def test_the_text_transformer_is_a_copy(deeper):
+    before = {name: value.clone() for name, value in deeper.model.state_dict().items()}
+    for parameter in deeper.text_transformer(32).parameters():
+        torch.nn.init.zeros_(parameter)
+    after = deeper.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
 # --- disk -----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 whose ideal denoiser is known in closed form."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,65 @@ def test_drop_conditions_without_map_drops_captions():
     assert dropped.st_map is None
 
 
+# --- masks of the text ----------------------------------------------------------------------------
+
+
+def masked_condition(b: int) -> Condition:
+    """Of 4 states, the caption's first k + 1 may be looked at, and of the empty caption two."""
+    text_mask = torch.arange(4)[None] <= torch.arange(b)[:, None]
+    null_mask = (torch.arange(4) < 2).expand(b, -1)
+    return replace(some_condition(b), text_mask=text_mask, null_mask=null_mask)
+
+
+def test_each_single_has_the_mask_of_the_text_that_it_says():
+    condition = masked_condition(3)
+    assert not torch.equal(condition.text_mask, condition.null_mask)
+    caption, st_map = condition.singles()
+    assert torch.equal(caption.text_mask, condition.text_mask)
+    for silent in (st_map, condition.null()):
+        assert torch.equal(silent.text, condition.null_text)
+        assert torch.equal(silent.text_mask, condition.null_mask)
+    for part in (caption, st_map, condition.null()):  # so that the null of a null is itself
+        assert torch.equal(part.null_mask, condition.null_mask)
+
+
+def test_batch_puts_masks_one_after_the_other():
+    parts = [masked_condition(b) for b in (1, 3, 2)]
+    whole = Condition.batch([parts[0], parts[1].null(), parts[2]])
+    text_rows = [*parts[0].text_mask, *parts[1].null_mask, *parts[2].text_mask]
+    null_rows = [row for part in parts for row in part.null_mask]
+    assert whole.text_mask.shape == whole.null_mask.shape == (6, 4)
+    assert all(map(torch.equal, whole.text_mask, text_rows))
+    assert all(map(torch.equal, whole.null_mask, null_rows))
+    plain = Condition.batch([some_condition(1), some_condition(2)])
+    assert plain.text_mask is None
+    assert plain.null_mask is None
+
+
+def test_to_moves_masks_and_leaves_them_masks():
+    """On the device without memory, so that a mask that stayed behind would be seen."""
+    condition = masked_condition(2)
+    moved = condition.to("meta", torch.float64)
+    assert {moved.text_mask.device.type, moved.null_mask.device.type} == {"meta"}
+    assert {moved.text_mask.dtype, moved.null_mask.dtype} == {torch.bool}
+    same = condition.to(dtype=torch.float64)
+    assert torch.equal(same.text_mask, condition.text_mask)
+    assert torch.equal(same.null_mask, condition.null_mask)
+    assert some_condition(1).to("cpu").text_mask is None
+
+
+def test_a_dropped_caption_drops_its_mask():
+    condition = masked_condition(4)
+    drop_text = torch.tensor([False, True, False, True])
+    dropped = drop_conditions(condition, drop_text, torch.zeros(4, dtype=torch.bool))
+    for k in range(4):
+        want = condition.null_mask[k] if drop_text[k] else condition.text_mask[k]
+        assert torch.equal(dropped.text_mask[k], want)
+        assert torch.equal(dropped.null_mask[k], condition.null_mask[k])
+    plain = drop_conditions(some_condition(4), drop_text, drop_text)
+    assert plain.text_mask is None
+
+
 # --- the equations ------------------------------------------------------------------------------
 
 
@@ -198,6 +258,34 @@ def test_training_loss_equals_a_slow_loop(prediction_type):
         total += sum(e.item() ** 2 for e in error.flatten())
     loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
     assert_close(loss.item(), total / x_0.numel(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+def test_weights_of_the_loss_against_a_slow_loop(prediction_type):
+    """Each pixel's squared error counts as often as its weight says, in every channel."""
+    x_0, noise, t = noisy_pictures(3)
+    condition, scheduler = some_condition(3), noise_schedule(prediction_type)
+    weight = torch.rand(3, 1, *SHAPE[1:]) * 4
+
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return 0.7 * x_t
+
+    total, plain = 0.0, 0.0
+    for k in range(3):
+        wanted = noise[k]
+        if prediction_type == "v_prediction":
+            wanted = scheduler.get_velocity(x_0[k], noise[k], t[k])
+        error = 0.7 * scheduler.add_noise(x_0[k], noise[k], t[k]) - wanted
+        for channel in range(SHAPE[0]):
+            for y in range(SHAPE[1]):
+                for x in range(SHAPE[2]):
+                    square = error[channel, y, x].item() ** 2
+                    total += weight[k, 0, y, x].item() * square
+                    plain += square
+    given = (denoiser, x_0, condition, t, noise, scheduler)
+    assert_close(training_loss(*given, weight).item(), total / x_0.numel(), rtol=1e-5, atol=0)
+    ones = training_loss(*given, torch.ones_like(weight)).item()
+    assert_close(ones, plain / x_0.numel(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)

@@ -16,6 +16,8 @@ from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
 from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.text_encoder import grow
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
@@ -27,7 +29,7 @@ WIDTH = 16  # of all hidden states, and of CLIP's vectors
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
     """Writes root/text-to-image, root/spatext (which shares its parts), root/spatext-pixel,
-    root/spatext-KIND for every kind of map, and root/judge.
+    root/spatext-KIND for every kind of map, root/judge, and root/reco.
 
     The U-Nets read their maps: the channels that training starts from at zero are random.
     """
@@ -48,6 +50,7 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
     pixel = SpaTextPipeline(unet, PixelFold(), noise_schedule(), clip, prior=prior)
     pixel.save_pretrained(root / "spatext-pixel")
     _judge().save_pretrained(root / "judge")
+    tiny_reco(base).save_pretrained(root / "reco")
     return root
 
 
@@ -60,6 +63,13 @@ def tiny_prior(width: int = WIDTH) -> DiffusionPrior:
     torch.nn.init.constant_(transformer.clip_std, 0.3)
     line = LinearPrior(torch.randn(width, width), torch.randn(width))
     return DiffusionPrior(transformer, noise_schedule(), line)
+
+
+def tiny_reco(base: TextToImagePipeline) -> ReCoPipeline:
+    """64 bins, whose rows are as large as all others, and room for 154 tokens."""
+    text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, 64, 154)
+    parts = (base.unet, base.vae, text_encoder, tokenizer, base.scheduler)
+    return ReCoPipeline(*parts, most_regions=6)
 
 
 def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:

@@ -26,9 +26,9 @@ def place_words(box: Box) -> str:
 
 
 def positional_caption(scene: Scene) -> str:
-    """The caption, and after it each region with its place and its text."""
+    """The caption, if there is one, and after it each region with its place and its text."""
     said = [f"{place_words(region.box)}, {region.text}" for region in scene.regions]
-    return "; ".join([scene.caption, *said])
+    return "; ".join([scene.caption, *said] if scene.caption else said)
 
 
 class PositionalWordsPipeline(ReCoPipeline):

@@ -45,7 +45,8 @@ def swap_sides(caption: str) -> str:
             return swapped.upper()
         return swapped.capitalize() if word[0].isupper() else swapped
 
-    return re.sub(r"\b(left|right)\b", other, caption, flags=re.IGNORECASE)
+    # Letters of ASCII alone: elsewhere the case of an i is another matter, as in Turkish.
+    return re.sub(r"\b(?ai:left|right)\b", other, caption)
 
 
 def mirrored(box: Box) -> Box:

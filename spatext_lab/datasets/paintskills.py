@@ -22,7 +22,7 @@ from spatext_lab.datasets.pocket import (
     random_look,
 )
 from spatext_lab.datasets.pocket_texts import NUMBERS, Look, article, noun
-from spatext_lab.places import tight_box
+from spatext_lab.places import Box, tight_box
 from spatext_lab.scene import Region, Scene
 
 SKILLS = ("object", "count", "colour", "spatial")
@@ -43,12 +43,12 @@ class Thing:
 
     kind: str
     colour: str | None
-    box: tuple[float, float, float, float]
+    box: Box | None  # None where all of it is hidden, which happens in published scenes alone
 
 
 @dataclass(frozen=True)
-class SkillItem:
-    """A prompt, the layout that shows it, and a picture that does what is asked."""
+class SkillPrompt:
+    """A prompt and the layout that shows what it asks for."""
 
     skill: str
     split: str
@@ -56,14 +56,20 @@ class SkillItem:
     prompt: str
     things: tuple[Thing, ...]
     texts: tuple[str, ...]  # of the things
-    image: np.ndarray  # uint8 (64, 64, 3)
-    relation: str | None = None  # of the second thing to the first, where the skill is spatial
+    relation: str | None  # of the second thing to the first, where the skill is spatial
 
     @cached_property
     def scene(self) -> Scene:
         """The prompt and the layout; a method that reads no boxes takes the caption alone."""
         pairs = zip(self.texts, self.things, strict=True)
-        return Scene(self.prompt, [Region(text, box=thing.box) for text, thing in pairs])
+        return Scene(self.prompt, [Region(text, box=one.box) for text, one in pairs if one.box])
+
+
+@dataclass(frozen=True)
+class SkillItem(SkillPrompt):
+    """A prompt, the layout that shows it, and a picture that does what is asked."""
+
+    image: np.ndarray  # uint8 (64, 64, 3)
 
 
 def skill_item(skill: str, split: str, index: int, seed: int = 0) -> SkillItem:
@@ -89,7 +95,7 @@ def skill_item(skill: str, split: str, index: int, seed: int = 0) -> SkillItem:
         for thing, box in zip(placed, boxes, strict=True)
     )
     prompt, texts = _said(rng, skill, looks, relation)
-    return SkillItem(skill, split, index, prompt, things, texts, image, relation)
+    return SkillItem(skill, split, index, prompt, things, texts, relation, image)
 
 
 def _looks(rng: Random, skill: str) -> list[Look]:

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from spatext_lab import zoo
+from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.datasets.pocket import PocketItem, Segment
 from spatext_lab.diffusion import Condition
 from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
+from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import coverage, paint
@@ -34,7 +36,8 @@ class Task:
         return Scene(self.item.captions[0], [Region(s.text, mask=mask) for s, mask in pairs])
 
 
-Draw = Callable[[Sequence[Task], int], list[Image.Image]]  # tasks, and the first one's seed
+# Tasks (anything with a scene; some methods look at its item too), and the first one's seed
+Draw = Callable[[Sequence[Any], int], list[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Method:
     what: str  # a phrase for tables
     make: Callable[[str, dict[str, Any]], Draw]
     settings: dict[str, Any]
+    protocol: str = "segments"  # which of report.PROTOCOLS measures it where nothing else is said
 
     @property
     def passes(self) -> int | None:
@@ -123,6 +127,8 @@ def _true(model: str, settings: dict[str, Any]) -> Draw:
 JOINT = {"steps": 10, "guidance_scale": 2.0}
 MULTI_SCALE = {"steps": 10, "guidance_scale": 1.5, "region_guidance_scale": 2.0}
 
+RECO = {"steps": 10, "guidance_scale": 2.0}
+
 _SPATEXT = _pipeline(SpaTextPipeline, "spatext")
 METHODS = {
     "spatext": Method("SpaText, full: joint guidance, diffusion prior", _SPATEXT, JOINT),
@@ -147,6 +153,11 @@ METHODS = {
     ),
     "similarity": Method(
         "similarity to words", _pipeline(SpaTextPipeline, "spatext-similarity"), JOINT
+    ),
+    "reco": Method("ReCo", _pipeline(ReCoPipeline, "reco"), RECO, "boxes"),
+    # Not shipped: `spatext-lab train reco --variant words` makes it.
+    "words": Method(
+        "positional words", _pipeline(PositionalWordsPipeline, "reco-words"), RECO, "boxes"
     ),
     "text": Method(
         "text-to-image without map", _pipeline(TextToImagePipeline, "text-to-image"), JOINT

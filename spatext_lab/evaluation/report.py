@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.layouts import layout_scores, layout_tasks
 from spatext_lab.evaluation.methods import METHODS, Draw, Task
 from spatext_lab.evaluation.metrics import (
     bootstrap,
@@ -54,6 +56,7 @@ def evaluate(
     split: str = "test",
     settings: dict | None = None,
     masks: Callable[[np.ndarray], np.ndarray] | None = None,
+    protocol: str | None = None,
 ) -> dict:
     """Scores of `method` on `scenes` unseen pocket scenes, one picture each.
 
@@ -62,39 +65,56 @@ def evaluate(
         measures, the judge and CLIP, is always the shipped one.
     settings: sampling settings in place of the method's own.
     masks: what becomes of the masks before the method sees them, see `masks.py`; None for nothing.
+    protocol: "segments", SpaText's: 1 to 3 segments by their masks; "boxes", ReCo's: all things by
+        their boxes; None for the method's own.
 
-    Returns method, scenes, seed, local_iou, region_accuracy, region_accuracy_seen,
+    Returns, by segments, method, scenes, seed, local_iou, region_accuracy, region_accuracy_seen,
     region_accuracy_heldout (all in [0, 1], means over regions), global_distance, local_distance
-    (in [0, 2]), frechet_distance, passes (of the network, a step), seconds_per_picture (one picture
-    at a time), settings, threads, and 95 % intervals. Seen and held-out are about things; stuff
+    (in [0, 2]), frechet_distance; by boxes what `layouts.layout_scores` gives. And always passes
+    (of the network, a step), seconds_per_picture (one at a time), settings, threads, protocol, and
+    95 % intervals. Seen and held-out are about things; stuff
     counts in region_accuracy alone. The autoencoder's report also has psnr (the mean of the
     pictures' values) and psnr_pooled (of the mean squared error over all pictures) in dB.
-    Raises ValueError for an unknown method or scenes < 1, and what reading the model raises.
+    Raises ValueError for an unknown method or protocol, scenes < 1, and masks where there are only
+    boxes; and what reading the model raises.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; there are {', '.join(METHODS)}")
     if scenes < 1:
         raise ValueError(f"scenes is {scenes}; give at least 1")
+    protocol = protocol or METHODS[method].protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if masks is not None and protocol != "segments":
+        raise ValueError(f"masks are given, but the protocol is {protocol!r}: it has no masks")
+    choose, score = PROTOCOLS[protocol]
     chosen = settings or METHODS[method].settings
     draw = METHODS[method].drawer(model, chosen)
-    todo = list(tasks(scenes, seed, split))
+    todo = list(choose(scenes, seed, split))
     if masks is not None:
         todo = [replace(task, masks=tuple(map(masks, task.masks))) for task in todo]
-    images = []
-    for start in tqdm(range(0, scenes, _BATCH), desc=method, unit="batch"):
-        images += draw(todo[start : start + _BATCH], seed + start)
-    report = {"method": method, "scenes": scenes, "seed": seed, "split": split}
-    report |= scores(todo, images, Judge.from_pretrained(zoo.folder("pocket", "judge")))
-    report |= distances(todo, images, Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")))
+    images = drawn(draw, todo, seed, method)
+    report = {"method": method, "protocol": protocol, "scenes": scenes, "seed": seed}
+    judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+    report |= {"split": split} | score(todo, images, judge, clip)
     report |= {"passes": METHODS[method].passes, "seconds_per_picture": _seconds(draw, todo)}
     report |= {"settings": chosen, "threads": torch.get_num_threads()}
     if method == "autoencoder":
-        drawn = np.stack([np.asarray(image) for image in images]) / 255
+        decoded = np.stack([np.asarray(image) for image in images]) / 255
         true = np.stack([task.item.image for task in todo]) / 255
-        each = [psnr(a, b) for a, b in zip(drawn, true, strict=True)]
+        each = [psnr(a, b) for a, b in zip(decoded, true, strict=True)]
         report["psnr"] = round(float(np.mean(each)), 2)
-        report["psnr_pooled"] = round(psnr(drawn, true), 2)
+        report["psnr_pooled"] = round(psnr(decoded, true), 2)
     return report
+
+
+def drawn(draw: Draw, todo: Sequence[Any], seed: int, what: str) -> list[Image.Image]:
+    """A picture for each task, the k-th with seed `seed` + k; shows its progress."""
+    images = []
+    for start in tqdm(range(0, len(todo), _BATCH), desc=what, unit="batch"):
+        images += draw(todo[start : start + _BATCH], seed + start)
+    return images
 
 
 # SpaText, arXiv 2211.14305, section 4 ("global distance", "local distance"): CLIP's cosine distance
@@ -152,6 +172,13 @@ def scores(todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge) ->
     return report
 
 
+def segment_scores(
+    todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge, clip: Clip
+) -> dict:
+    """SpaText's protocol: what the judge sees in the masks, and CLIP's distances."""
+    return scores(todo, images, judge) | distances(todo, images, clip)
+
+
 def _judged(task: Task, kinds: np.ndarray, colours: np.ndarray) -> Iterator[tuple]:
     """(local IoU, correct, is a thing, is held out) of each region."""
     labels = [LABELS.index(s.label) for s in task.segments]
@@ -171,3 +198,10 @@ def _seconds(draw: Draw, todo: Sequence[Task]) -> float:
         draw([task], 0)
         times.append(time.perf_counter() - start)
     return round(float(np.median(times)), 3)
+
+
+# How scenes are chosen, and how their pictures are scored.
+PROTOCOLS = {
+    "segments": (tasks, segment_scores),
+    "boxes": (layout_tasks, layout_scores),
+}

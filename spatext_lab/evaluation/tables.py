@@ -1,113 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpaText's tables: what each part of the method is worth, and what bad masks cost."""
-
-from __future__ import annotations
+"""Reports as tables: Markdown for people, JSON for programs, one from the other."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from spatext_lab.charts import curve
-from spatext_lab.evaluation.masks import WORSE
-from spatext_lab.evaluation.methods import METHODS
-from spatext_lab.evaluation.report import evaluate, tasks
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-VARIANTS = ("vectors", "binary", "caption", "similarity")  # trained alike, and not shipped
-ABLATION = (
-    *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel", "text"),
-    *VARIANTS,
-)
-COLUMNS = {
-    "global distance": "global_distance",
-    "local distance": "local_distance",
-    "local IoU": "local_iou",
-    "accuracy": "region_accuracy",
-    "seen": "region_accuracy_seen",
-    "held out": "region_accuracy_heldout",
-    "Fréchet": "frechet_distance",
-    "passes": "passes",
-    "seconds": "seconds_per_picture",
-}
 
 
-def ablation(
-    scenes: int = 512, model: str = "pocket", variants: Path | None = None, seed: int = 0
-) -> list[dict]:
-    """A report for each row of the ablation table.
+def markdown(rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]) -> str:
+    """A table in Markdown: a row for each report, with 95 % intervals in brackets.
 
-    variants: a folder with `spatext-binary` and others, as `train spatext --representation` makes
-        them; rows whose model is not there are left out.
+    columns: heading: key of the reports. A value's interval stands in the report as KEY_95.
     """
-    rows = []
-    for method in ABLATION:
-        place = str(model)
-        if method in VARIANTS:
-            folder = variants and variants / f"spatext-{method}"
-            if not folder or not folder.is_dir():
-                continue
-            place = str(folder)
-        rows.append(evaluate(method, scenes=scenes, seed=seed, model=place))
-    return rows
-
-
-def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[dict]:
-    """A report of SpaText for each kind of worse mask, with two more entries.
-
-    masks: the kind's name. mask_quality: mean IoU of the masks given with the exact ones.
-    """
-    exact = [mask for task in tasks(scenes, seed) for mask in task.masks]
-    rows = []
-    for name, worse in WORSE.items():
-        given = [worse(mask) for mask in exact]
-        quality = np.mean(
-            [(a & b).sum() / (a | b).sum() for a, b in zip(exact, given, strict=True)]
-        )
-        row = evaluate("spatext", scenes=scenes, seed=seed, model=model, masks=worse)
-        rows.append(row | {"masks": name, "mask_quality": round(float(quality), 4)})
-    return rows
-
-
-def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
-    """Writes both tables as Markdown and JSON, and the second one's figure, into `out`."""
-    rows = ablation(scenes, model, variants)
-    _write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows])
-    rows = tolerance(min(scenes, 128), model)
-    _write(out, "masks", rows, [row["masks"] for row in rows])
-    masks_figure(rows).savefig(out / "masks.png")
-
-
-def masks_figure(rows: Sequence[dict]) -> Figure:
-    """Local IoU and region accuracy against the quality of the masks, by `tolerance`'s rows."""
-    lines = {}
-    for size, others in (("too small", "eroded"), ("too large or coarse", ("dilated", "a "))):
-        some = [row for row in rows if row["masks"].startswith(others) or row["masks"] == "exact"]
-        some = sorted(some, key=lambda row: row["mask_quality"])
-        for name, key in (("IoU", "local_iou"), ("accuracy", "region_accuracy")):
-            values = [row[key] for row in some]
-            lines[f"{name}, masks {size}"] = ([row["mask_quality"] for row in some], values)
-    return curve(lines, "IoU of the masks given with the exact ones", "score")
-
-
-def markdown(rows: Sequence[dict], names: Sequence[str]) -> str:
-    """A table in Markdown: a row for each report, with 95 % intervals in brackets."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in zip(names, rows, strict=True):
-        lines.append(
-            f"| {name} | " + " | ".join(_cell(row, key) for key in COLUMNS.values()) + " |"
-        )
+        cells = " | ".join(_cell(row, key) for key in columns.values())
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
-def _write(out: Path, name: str, rows: Sequence[dict], names: Sequence[str]) -> None:
+def write(
+    out: Path, name: str, rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]
+) -> None:
+    """Writes `name`.json and `name`.md into the folder `out`, and says where."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(markdown(rows, names), encoding="utf-8")
+    (out / f"{name}.md").write_text(markdown(rows, names, columns), encoding="utf-8")
     print(out / f"{name}.md")
 
 

@@ -14,8 +14,10 @@ from spatext_lab.diffusion import Condition, Denoiser
 from spatext_lab.pipeline import RegionScale, TextToImagePipeline
 from spatext_lab.reco.position_tokens import PositionTokens, Sentence
 from spatext_lab.scene import Scene
+from spatext_lab.unet import PlacedDenoiser, UNetDenoiser
 
 PLACES = ("before", "after")  # the text transformer: where the positions come in
+PADDINGS = ("read", "masked")
 
 
 class ReCoPipeline(TextToImagePipeline):
@@ -28,11 +30,14 @@ class ReCoPipeline(TextToImagePipeline):
     positions: "before" the text transformer, as the paper has it, or "after": then the words pass
         through it alone, and the rows of the position tokens are put between their states, as a
         summary of the paper has it.
+    padding: "read" by the U-Net as everything else, as Stable Diffusion has it, or "masked".
     most_regions: how many regions a training sentence had at most; beyond that there is a warning.
-    Raises ValueError where tokenizer and text encoder do not have equally many words.
+    A U-Net with more input channels than x_t has is told the coordinates of its cells in them.
+    Raises ValueError for other positions or padding, and where the tokenizer has more words than
+    the text encoder.
     """
 
-    SETTINGS: ClassVar[tuple[str, ...]] = ("positions", "most_regions")
+    SETTINGS: ClassVar[tuple[str, ...]] = ("positions", "padding", "most_regions")
 
     def __init__(
         self,
@@ -42,18 +47,21 @@ class ReCoPipeline(TextToImagePipeline):
         tokenizer,
         scheduler,
         positions: str = "before",
+        padding: str = "read",
         most_regions: int | None = None,
     ) -> None:
         super().__init__(unet, vae, text_encoder, tokenizer, scheduler)
         if positions not in PLACES:
             raise ValueError(f"positions is {positions!r}; there are {', '.join(PLACES)}")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding is {padding!r}; there are {', '.join(PADDINGS)}")
         rows = text_encoder.get_input_embeddings().num_embeddings
         if rows < len(tokenizer):
             raise ValueError(
                 f"text_encoder has {rows} rows for {len(tokenizer)} words of the tokenizer; "
                 "give the text encoder that was grown with it"
             )
-        self.positions, self.most_regions = positions, most_regions
+        self.positions, self.padding, self.most_regions = positions, padding, most_regions
         self.sentences = PositionTokens(tokenizer, text_encoder.config.max_position_embeddings)
 
     def spoken(self, scene: Scene) -> Scene:
@@ -82,8 +90,21 @@ class ReCoPipeline(TextToImagePipeline):
         """What the network is told of the scenes: one sentence each; its null is the empty one."""
         for scene in scenes:
             self.check(scene)
-        states = self.states(self.sentences.batch([*map(self.spoken, scenes), Scene("")]))
-        return Condition(states[:-1], repeat(states[-1], "l c -> b l c", b=len(scenes)))
+        return self.told(self.sentences.batch([*map(self.spoken, scenes), Scene("")]))
+
+    def told(self, ids: Int[Tensor, "b1 l"]) -> Condition:
+        """The condition of b sentences, of which the last one more is the null; with gradients."""
+        b, states = len(ids) - 1, self.states(ids)
+        text = {"text": states[:-1], "null_text": repeat(states[-1], "l c -> b l c", b=b)}
+        if self.padding == "read":
+            return Condition(**text)
+        mask = self.sentences.said(ids).to(self.device)
+        return Condition(**text, text_mask=mask[:-1], null_mask=repeat(mask[-1], "l -> b l", b=b))
+
+    def denoiser(self) -> Denoiser:
+        """The network as sampling and training call it."""
+        config = self.unet.config
+        return (UNetDenoiser, PlacedDenoiser)[config.in_channels > config.out_channels](self.unet)
 
     def check(self, scene: Scene) -> None:
         """Warns where a scene has more regions than the model has learned from."""
@@ -99,6 +120,8 @@ class ReCoPipeline(TextToImagePipeline):
         known = {"most_regions": self.most_regions}
         if self.positions != "before":
             known["positions"] = self.positions
+        if self.padding != "read":
+            known["padding"] = self.padding
         return {name: value for name, value in known.items() if value is not None}
 
     def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:

@@ -14,7 +14,7 @@ from warnings import warn
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spatext_lab.places import Box
@@ -39,6 +39,12 @@ def snapped(box: Box, bins: int) -> Box:
     return tuple(to_value(to_bin(value, bins), bins) for value in box)
 
 
+def is_thin(box: Box, bins: int) -> bool:
+    """Whether rounding leaves nothing of the box; then no sentence can say it."""
+    x0, y0, x1, y1 = (to_bin(value, bins) for value in box)
+    return x0 == x1 or y0 == y1
+
+
 @dataclass(frozen=True)
 class Token:
     """One entry of the sequence.
@@ -52,7 +58,7 @@ class Token:
     is_position: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sentence:
     """A scene's sequence with everything that went into it; shows itself as coloured tokens.
 
@@ -74,6 +80,9 @@ class Sentence:
         pads = len(self.tokens) - len(said)
         row = [(t.text, t.region, t.is_position) for t in said]
         return token_strip(row, f"and {pads} of padding; {len(said)} of {len(self.tokens)} used")
+
+    def __repr__(self) -> str:
+        return f"<Sentence: {self}>"
 
     def __str__(self) -> str:
         return " ".join(token.text for token in self.tokens if token.region >= 0)
@@ -114,6 +123,13 @@ class PositionTokens:
             row[: len(said)] = said
         return torch.from_numpy(ids)
 
+    def said(self, ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        """Which of the tokens are said, the last end token too, and are not padding."""
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        padded = (ids == pad).flip(1).cumprod(1).flip(1).bool()
+        # where sentences are padded with end tokens, as CLIP's are, the first of them is said
+        return ~padded if pad != end else ~padded | (~padded).roll(1, 1)
+
     def show_work(self, scene: Scene) -> Sentence:
         """The same for one scene, each token with its text and its region: its own picture."""
         parts, dropped = self._fitting(self._parts(scene, self._tokenized([scene])))
@@ -127,7 +143,8 @@ class PositionTokens:
         return Sentence((*tokens, *[pad] * (self.length - len(tokens))), tuple(dropped))
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " length"]) -> Scene:
-        """The scene that a sequence says; texts come back in lower case, boxes on their bins.
+        """The scene that a sequence says; texts come back as CLIP reads them (in
+        lower case, a space before commas), boxes on their bins.
 
         Raises ValueError, naming the place and the id, for what is not such a sequence.
         """
@@ -182,8 +199,10 @@ class PositionTokens:
             for k, region in enumerate(scene.regions):
                 check_text(region.text, f"regions[{k}].text")
                 texts[region.text] = None
-        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-        return dict(zip(texts, ids, strict=True))
+        if not texts:  # which the tokenizer refuses
+            return {}
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return dict(zip(texts, self.tokenizer(list(texts), **plain).input_ids, strict=True))
 
     def _parts(self, scene: Scene, words: dict[str, list[int]]) -> list[list[int]]:
         """The caption's ids and then each region's, cut nowhere but at the end of the caption."""
@@ -200,13 +219,12 @@ class PositionTokens:
     def _corners(self, k: int, region: Region) -> list[int]:
         if not self.bins:
             raise ValueError(f"the tokenizer has no position tokens for regions[{k}]: grow it")
-        x0, y0, x1, y1 = corners = [to_bin(value, self.bins) for value in region.box]
-        if x0 == x1 or y0 == y1:
+        if is_thin(region.box, self.bins):
             raise ValueError(
                 f"regions[{k}].box is {region.box}, thinner than one of {self.bins} bins "
                 f"(1/{self.bins - 1} of the picture): give a larger box"
             )
-        return [self.bin_ids[number] for number in corners]
+        return [self.bin_ids[to_bin(value, self.bins)] for value in region.box]
 
     def _fitting(self, parts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
         """As many parts as fit, and the numbers of the regions that do not."""

@@ -26,7 +26,8 @@ def normal_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Ten
 def mean_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
     """Drawn from the Gaussian that the old rows have, so a new word looks like any other word.
 
-    This is what transformers calls mean resizing, with a generator of its own.
+    What transformers calls mean resizing is this Gaussian with 1e-9 of its covariance, so there
+    all new words begin as nearly the same one, the average word.
     """
     cloud = torch.distributions.MultivariateNormal(old.mean(0), _covariance(old))
     noise = torch.randn(bins, old.shape[1], generator=generator)
@@ -37,13 +38,14 @@ def smooth_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Ten
     """Neighbouring bins begin alike: a random smooth curve through the cloud of the old rows.
 
     Each number of a row is a sum of WAVES cosines of the bin's coordinate v in [0, 1],
-    cos(pi j v), j = 1 ... WAVES, with random weights; its spread over the bins is the old rows'.
+    cos(pi j v) / j, j = 1 ... WAVES, with random weights, so that long waves, which tell left from
+    right, are the loudest; its spread over the bins is the old rows'.
     """
     v = torch.linspace(0, 1, bins, dtype=torch.float64)
-    waves = torch.cos(math.pi * v[:, None] * torch.arange(1, WAVES + 1))
+    j = torch.arange(1, WAVES + 1)
+    waves = torch.cos(math.pi * v[:, None] * j) / j / (0.5 * (1 / j**2).sum()).sqrt()
     weights = torch.randn(WAVES, old.shape[1], generator=generator, dtype=torch.float64)
-    curve = waves @ weights * (2 / WAVES) ** 0.5
-    return (old.mean(0) + old.std(0) * curve).to(old.dtype)
+    return (old.mean(0) + old.std(0) * (waves @ weights)).to(old.dtype)
 
 
 WAVES = 16  # the finest wave is an eighth of the picture long
@@ -79,6 +81,22 @@ def grow(
     _lengthen(text_encoder, length)
     tokenizer.model_max_length = length
     return text_encoder, tokenizer
+
+
+def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
+    """A copy of a grown text encoder that knows only the words of `tokenizer`, one without bins.
+
+    So that the same model can learn other position tokens. Raises ValueError where the tokenizer
+    has bins, and where it has more words than the text encoder.
+    """
+    rows = text_encoder.get_input_embeddings().num_embeddings
+    if known := len(bin_ids(tokenizer)):
+        raise ValueError(f"the tokenizer has {known} bins; give the one from before them")
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} words, the text encoder {rows} rows")
+    text_encoder = copy.deepcopy(text_encoder)
+    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return text_encoder
 
 
 def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, seed: int) -> None:

@@ -39,26 +39,36 @@ def check_text(text: str, field: str, empty: bool = False) -> None:
 
 
 def write_numbers(scene: Scene) -> str:
-    """The scene as the paper writes it, coordinates as thousandths: `read` gives it back."""
-    return _write(scene, lambda box: " ".join(f"<{round(v * THOUSAND)}>" for v in box))
+    """The scene as the paper writes it: `read` gives it back, coordinates to the thousandth.
+
+    Raises ValueError, naming the region, as `write_bins` does.
+    """
+    return _write(scene, lambda value: f"<{round(value * THOUSAND)}>")
 
 
 def write_bins(scene: Scene, bins: int) -> str:
-    """The scene as a prompt for a tokenizer that has the bins and adds the outer BOS and EOS."""
+    """The scene as a prompt for a tokenizer that has the bins and adds the outer BOS and EOS.
 
-    def place(box) -> str:
-        corners = " ".join(bin_token(round(v * (bins - 1))) for v in box)
-        return f"{END} {corners} {START}"
+    Raises ValueError, naming the region, for a text that holds a mark and a box without any area
+    once it is rounded.
+    """
+    return _write(scene, lambda value: bin_token(round(value * (bins - 1))), END, START)
 
-    return _write(scene, place)
 
-
-def _write(scene: Scene, place: Callable) -> str:
+def _write(scene: Scene, mark: Callable[[float], str], before: str = "", after: str = "") -> str:
+    """Caption, places and texts; before, after: what stands around the four marks of a place."""
     check_text(scene.caption, "caption", empty=True)
     parts = [scene.caption]
     for k, region in enumerate(scene.regions):
         check_text(region.text, f"regions[{k}].text")
-        parts += [place(region.box), region.text]
+        x0, y0, x1, y1 = marks = [mark(value) for value in region.box]
+        if x0 == x1 or y0 == y1:
+            place = " ".join(marks)
+            raise ValueError(
+                f"regions[{k}].box is {region.box}, too thin to be written ({place}): "
+                "give a larger box"
+            )
+        parts += [before, *marks, after, region.text]
     return " ".join(part for part in parts if part)
 
 

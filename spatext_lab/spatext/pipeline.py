@@ -18,7 +18,6 @@ from spatext_lab.scene import Scene
 from spatext_lab.spatext.pixel import caption_state
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import Representation, inference_map, region_maps
-from spatext_lab.unet import UNetDenoiser
 
 # (text vectors (k, d)) -> vectors to paint (k, d): DiffusionPrior, LinearPrior, or a function
 Prior = Callable[[Tensor], Tensor]
@@ -167,7 +166,7 @@ class SpaTextPipeline(TextToImagePipeline):
         return replace(self.condition(scenes), region_maps=torch.stack(maps, dim=1).unbind())
 
     def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
-        denoiser = UNetDenoiser(self.unet)
+        denoiser = self.denoiser()
         if region_guidance_scale is None:
             return guided(denoiser, guidance_scale)
         scales = region_guidance_scale

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from spatext_lab.diffusion import Condition, noise_schedule, training_loss
-from spatext_lab.spatext.unet import widen_input
+from spatext_lab.spatext.unet import narrow_input, widen_input
 from spatext_lab.unet import UNetDenoiser
 
 EXTRA = 5
@@ -115,6 +115,42 @@ def test_a_map_stands_after_the_latent(unet):
             torch.cat([x_t, EXTRA**0.5 * st_map], 1), T, condition().text, return_dict=False
         )[0]
     assert torch.equal(predict(wide, x_t, st_map), by_hand)
+
+
+# --- and back -------------------------------------------------------------------------------------
+
+
+def test_the_narrowed_unet_is_the_wide_one_with_a_zero_map(unet):
+    wide = widen_input(unet, EXTRA)
+    torch.nn.init.normal_(wide.conv_in.weight)
+    before = {name: value.clone() for name, value in wide.state_dict().items()}
+    narrow, x_t = narrow_input(wide), torch.randn(2, 4, 8, 8)
+    assert (narrow.config.in_channels, narrow.conv_in.in_channels) == (4, 4)
+    want = predict(wide, x_t, torch.zeros(2, EXTRA, 8, 8))
+    torch.testing.assert_close(predict(narrow, x_t), want, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(want, predict(wide, x_t, torch.ones(2, EXTRA, 8, 8)), atol=1e-2)
+    with torch.no_grad():
+        for parameter in narrow.parameters():
+            parameter.add_(1)
+    assert wide.config.in_channels == 4 + EXTRA
+    assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
+
+
+def test_widened_and_narrowed_it_is_the_unet_it_was(unet):
+    for same in (narrow_input(widen_input(unet, EXTRA)), narrow_input(unet)):
+        assert same is not unet
+        assert dict(same.config) == dict(unet.config)
+        weights = same.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
+    with pytest.raises(ValueError, match=r"takes none \(st_map=None\)"):
+        predict(
+            narrow_input(widen_input(unet, EXTRA)),
+            torch.randn(2, 4, 8, 8),
+            torch.zeros(2, EXTRA, 8, 8),
+        )
+
+
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extra", [0, -1])

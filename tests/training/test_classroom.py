@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classroom's path, tiny: Stable Diffusion's own classes in its official layout, an OpenCLIP
-with CLIP's own tokenizer, COCO pictures; load, widen, encode, two steps, save, reload, sample."""
+with CLIP's own tokenizer, COCO pictures; load, widen or grow, encode, two steps, save, reload,
+sample."""
 
 import json
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,15 +16,29 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
-from spatext_lab.training.recipes import spatext
+from spatext_lab.training.recipes import reco, spatext
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 from spatext_lab.training.run import run
 
 COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
 D = 24  # of CLIP's vectors, 768 in the real one
 SCENE = Scene("a red ball in a meadow", [Region("a red ball", box=(0.2, 0.2, 0.7, 0.8))])
+
+
+@contextmanager
+def models(sd: Path) -> Iterator[None]:
+    """The folder under the name that the command looks for, where the models are."""
+    root = sd.parent
+    root.rename(root.parent / "models")
+    try:
+        with chdir(root.parent):
+            yield
+    finally:
+        (root.parent / "models").rename(root)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +116,9 @@ def test_stable_diffusions_folder_is_read_with_its_own_schedule(sd):
 
 def test_the_whole_path(sd, tmp_path, monkeypatch):
     """By name, as the command is used where the models are: `--base sd15`."""
-    monkeypatch.chdir(sd.parents[0].parent)
-    sd.parents[0].rename(sd.parents[0].parent / "models")
-    try:
-        monkeypatch.setattr(spatext, "BATCH", 2)
+    monkeypatch.setattr(spatext, "BATCH", 2)
+    with models(sd):
         out = run("spatext", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
-    finally:
-        (sd.parents[0].parent / "models").rename(sd.parents[0])
     model = SpaTextPipeline.from_pretrained(out)
     assert model.prior is None
     assert model.unet.config.in_channels == 4 + D
@@ -119,6 +132,45 @@ def test_the_whole_path(sd, tmp_path, monkeypatch):
     assert model(SCENE, steps=2).size == (64, 64)
     card = json.loads((out / "card.json").read_text())
     assert card["given"] == {"data": "pocket-coco", "base": "sd15"}
+    assert "--base sd15" in (out / "README.md").read_text()
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
+
+
+def test_the_whole_path_of_reco(sd, tmp_path, monkeypatch):
+    """`train reco --base sd15 --data ...`: text encoder and U-Net are fine-tuned, in Stable
+    Diffusion's own layout, which its own pipeline reads and draws a prompt in bins with."""
+    monkeypatch.setattr(reco, "BATCH", 2)
+    monkeypatch.setattr(reco, "VIEWS", 2)
+    with models(sd):
+        out = run("reco", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
+    model = ReCoPipeline.from_pretrained(out)
+    assert model.sentences.bins == 128  # two a pixel
+    assert model.sentences.length == 77  # for latents of 8 x 8; 616 for those of 64 x 64
+    assert model.unet.config.in_channels == 4
+    assert model.most_regions >= 3
+    for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        before = load_file(sd / "text-to-image" / part / f"{file}.safetensors")
+        after = load_file(out / part / f"{file}.safetensors")
+        assert set(before) == set(after)
+        moved = [
+            name for name, old in before.items() if (after[name][: len(old)] != old.half()).any()
+        ]
+        assert len(moved) > 0.8 * len(before)
+    condition = model.condition([SCENE])
+    assert condition.text.shape == (1, 77, 16)
+    assert model(SCENE, steps=2).size == (64, 64)
+    theirs = StableDiffusionPipeline.from_pretrained(
+        out,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float32)
+    with torch.no_grad():
+        text, _ = theirs.encode_prompt(write_bins(SCENE, 128), "cpu", 1, False)
+    torch.testing.assert_close(text, condition.text, atol=1e-5, rtol=1e-5)
+    card = json.loads((out / "card.json").read_text())
+    assert card["given"] == {"data": "pocket-coco", "base": "sd15"}
+    assert "2 random views each of 256 pictures of pocket-coco" in card["data"]
     assert "--base sd15" in (out / "README.md").read_text()
     assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every recipe on a handful of scenes: it learns, it can be stopped, and what it saves is read."""
 
+import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +13,14 @@ import torch
 from torch.testing import assert_close
 
 from spatext_lab import zoo
+from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
+from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import Condition
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.pipeline import TextToImagePipeline, encode
+from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training import cache, checkpoint
@@ -29,6 +34,7 @@ from spatext_lab.training.recipes import (
     judge,
     pixel,
     prior,
+    reco,
     spatext,
     text_to_image,
     tokenizer,
@@ -37,6 +43,7 @@ from spatext_lab.unet import UNetDenoiser
 from tests.tiny import tiny_model
 
 PLAN = Plan(steps=12, lr=2e-3, warmup=2)
+COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +58,11 @@ def small(monkeypatch, root):
         monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (text_to_image, spatext, prior):
+    for module in (text_to_image, spatext, prior, reco):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (text_to_image, spatext, pixel, prior):
+    for module in (text_to_image, spatext, pixel, prior, reco):
         monkeypatch.setattr(module, "SCENES", 8)
+    monkeypatch.setattr(reco, "PER_SKILL", 1)
     monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
 
 
@@ -307,7 +315,7 @@ def test_the_cache_against_one_picture_at_a_time(root):
 
 
 def test_captions_are_drawn_evenly():
-    pool = cache.Cache(torch.zeros(2, 4, 2, 2), [("a", "b", "c"), ("d",)])
+    pool = cache.Cache(torch.zeros(2, 4, 2, 2), [("a", "b", "c"), ("d",)], [(), ()])
     drawn = pool.draw_captions(torch.tensor([0, 1] * 600), torch.Generator().manual_seed(0))
     assert set(drawn[1::2]) == {"d"}
     assert set(drawn[::2]) == {"a", "b", "c"}
@@ -354,17 +362,321 @@ def test_a_saved_spatext_model_draws_beside_its_text_model(root, tmp_path):
     assert pipeline(scene, steps=1).size == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["text-to-image", "spatext"])
+@pytest.mark.parametrize("name", ["text-to-image", "spatext", "reco"])
 def test_the_loss_of_a_network_that_says_nothing_is_the_targets_variance(name, monkeypatch):
     """v = alpha eps - sigma x_0: about 1 per number where latents have unit variance; and what is
     random in a step comes from the step's generator."""
     job = RECIPES[name].make(PLAN, "cpu")
-    unet = job.module["unet"] if name == "text-to-image" else job.module
+    unet = job.module if name == "spatext" else job.module["unet"]
     for parameter in unet.conv_out.parameters():
         parameter.data.zero_()
     with torch.no_grad():
-        one, two, other = (
-            job.loss_at(0, torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2)
+        seeds = (1, 1, *range(2, 10))
+        one, two, *others = (
+            job.loss_at(0, torch.Generator().manual_seed(seed)).item() for seed in seeds
         )
-    assert one == two != other
-    assert 0.3 < one < 3
+    assert one == two
+    assert one not in others
+    assert 0.3 < np.mean(others) < 2
+
+
+# --- ReCo -----------------------------------------------------------------------------------------
+
+
+def reco_loss(job: Job, seed: int = 0) -> torch.Tensor:
+    return job.loss_at(0, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("variant", ["after", "contrastive", "words"])  # "reco" is above
+def test_every_variant_of_reco_learns(variant):
+    curve = losses(reco.make(PLAN, "cpu", variant=variant))
+    assert np.isfinite(curve).all()
+    assert np.mean(curve[-2:]) < 0.95 * np.mean(curve[:2])
+
+
+@pytest.mark.parametrize("variant", ["reco", "after"])
+def test_unet_and_the_whole_text_encoder_learn(variant):
+    """Every weight of both; of the new words all that are said, and no other."""
+    job = reco.make(PLAN, "cpu", variant=variant, bins=64)
+    before = {name: value.clone() for name, value in job.module.state_dict().items()}
+    said: list[torch.Tensor] = []
+    job.module["text_encoder"].register_forward_pre_hook(lambda _, inputs: said.append(inputs[0]))
+    reco_loss(job).backward()
+    for name, parameter in job.module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    table = job.module["text_encoder"].get_input_embeddings().weight.grad
+    learned = set(torch.nonzero(table.abs().sum(1)).flatten().tolist())
+    assert learned == set(said[0].unique().tolist())
+    assert 8 < sum(token >= len(table) - 64 for token in learned) < 64
+    assert (position_rows(job).grad.abs().sum(1) > 0).all()
+    optimiser = torch.optim.SGD(job.module.parameters(), lr=10.0)
+    optimiser.step()
+    still = {name for name, value in job.module.state_dict().items() if value.equal(before[name])}
+    # a key's bias adds one number to all of a row's logits, which softmax takes away again
+    assert {name for name in still if not name.endswith("k_proj.bias")} == set()
+
+
+def position_rows(job: Job) -> torch.Tensor:
+    named = job.module["text_encoder"].named_parameters()
+    (rows,) = (value for name, value in named if "position_embedding" in name)
+    assert rows.shape[0] == 2 * 77
+    return rows
+
+
+@pytest.mark.parametrize("bins", [None, 16])
+def test_reco_starts_as_its_base_with_more_words(root, bins):
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    model = reco.started(root / "text-to-image", "cpu", bins=bins)
+    assert model.sentences.bins == (bins or 128)  # two a pixel
+    assert model.sentences.length == 154
+    assert model.positions == "before"
+    captions = ["a red ball", "two trees"]
+    with torch.no_grad():
+        text = model.captions(captions).text[:, :77]
+        assert_close(text, base.captions(captions).text, atol=1e-5, rtol=1e-5)
+    for name, value in base.unet.state_dict().items():
+        assert torch.equal(model.unet.state_dict()[name], value)
+
+
+def test_reco_starts_from_spatexts_unet_without_its_map(root):
+    wide = SpaTextPipeline.from_pretrained(root / "spatext-vectors").unet
+    model = reco.started(root / "spatext-vectors", "cpu")
+    assert model.unet.config.in_channels == 4
+    assert torch.equal(model.unet.conv_in.weight, wide.conv_in.weight[:, :4])
+    assert torch.equal(model.unet.conv_out.weight, wide.conv_out.weight)
+
+
+def test_init_and_seed_choose_the_new_rows(root):
+    def rows(**given) -> torch.Tensor:
+        model = reco.started(root / "text-to-image", "cpu", bins=64, **given)
+        return model.text_encoder.get_input_embeddings().weight.detach()[-64:]
+
+    assert torch.equal(rows(), rows(init="smooth", seed=0))
+    assert not torch.equal(rows(), rows(seed=1))
+    assert rows(init="normal").std().item() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(rows(init="mean"), rows(init="normal"))
+
+
+@pytest.mark.parametrize("variant", reco.VARIANTS)
+def test_a_saved_reco_model_draws_and_can_be_gone_on_with(variant, tmp_path):
+    kind = PositionalWordsPipeline if variant == "words" else ReCoPipeline
+    given = {} if variant == "words" else {"bins": 64}
+    reco.make(PLAN, "cpu", variant=variant, **given).save(tmp_path)
+    model = kind.from_pretrained(tmp_path)
+    assert model.most_regions == 4
+    assert model.positions == ("after" if variant == "after" else "before")
+    assert model.sentences.bins == (0 if variant == "words" else 64)
+    scene = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
+    assert model(scene, steps=1).size == (64, 64)
+    onward = reco.started(tmp_path, "cpu", variant)
+    assert type(onward) is kind
+    assert onward.positions == model.positions
+    assert onward.sentences.bin_ids == model.sentences.bin_ids
+    assert onward.sentences.length == model.sentences.length == 154
+    for part in ("unet", "text_encoder"):
+        ours, theirs = (getattr(m, part).state_dict() for m in (onward, model))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert torch.isfinite(reco_loss(reco.make(PLAN, "cpu", base=str(tmp_path), variant=variant)))
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "message"),
+    [
+        ("reco", {"bins": 64}, "bins is 64; the base has 64 bins already, leave it out"),
+        ("reco", {"init": "smooth"}, "init is 'smooth'; the base has 64 bins already"),
+        ("reco", {"variant": "words"}, "variant is 'words'; the base .* before .* reco or contr"),
+        ("reco", {"variant": "after"}, "variant is 'after'; .* can go on as reco or contrastive"),
+        ("text-to-image", {"variant": "words", "bins": 8}, "bins is 8; variant 'words' has no"),
+        ("text-to-image", {"variant": "words", "init": "mean"}, "init is 'mean'; variant 'words'"),
+        ("text-to-image", {"variant": "plain"}, "variant is 'plain'; there are reco, after, contr"),
+        ("text-to-image", {"bins": 0}, "bins is 0; give at least 2"),
+        ("text-to-image", {"bins": 1}, "bins is 1; give at least 2"),
+        ("text-to-image", {"init": "zero"}, "init is 'zero'; there are mean, normal, smooth"),
+    ],
+)
+def test_what_reco_cannot_start_from(root, part, given, message):
+    with pytest.raises(ValueError, match=message):
+        reco.started(root / part, "cpu", **given)
+
+
+def test_a_model_with_positions_after_cannot_go_on_with_them_before(root, tmp_path):
+    parts = ReCoPipeline.from_pretrained(root / "reco").parts().values()
+    ReCoPipeline(*parts, positions="after").save_pretrained(tmp_path)
+    assert reco.started(tmp_path, "cpu", "after").positions == "after"
+    with pytest.raises(ValueError, match=r"variant is 'reco'; .* after .* can go on as after"):
+        reco.started(tmp_path, "cpu", "reco")
+
+
+# --- what ReCo is told ----------------------------------------------------------------------------
+
+
+def told_pool() -> cache.Cache:
+    scenes = [pocket_item("train", i) for i in range(12)]
+    return cache.Cache(
+        torch.zeros(12, 4, 2, 2),
+        [item.captions for item in scenes],
+        [item.layout.regions for item in scenes],
+    )
+
+
+def test_captions_and_regions_are_left_out_as_often_as_is_said():
+    """Three dice a picture: the caption is gone in 1 - 0.9 ^ 2, both in 0.1 + 0.9 x 0.1 ^ 2."""
+    pool, n = told_pool(), 12_000
+    index = torch.arange(12).repeat(n // 12)
+    scenes = reco.told(pool, index, torch.Generator().manual_seed(0))
+    gone = Counter((not scene.caption, not scene.regions) for scene in scenes)
+    p = reco.DROP
+    for case, want in {
+        (True, True): p + (1 - p) * p * p,
+        (True, False): (1 - p) * p * (1 - p),
+        (False, True): (1 - p) * p * (1 - p),
+        (False, False): (1 - p) ** 3,
+    }.items():
+        deviation = math.sqrt(want * (1 - want) / n)
+        assert gone[case] / n == pytest.approx(want, abs=4 * deviation)
+
+
+def test_what_is_told_keeps_texts_and_boxes():
+    """All regions of the picture, each as it was, in any order; its own captions, all of them."""
+    pool, index = told_pool(), torch.arange(12).repeat(300)
+    scenes = reco.told(pool, index, torch.Generator().manual_seed(1))
+    orders, captions = {}, {}
+    for i, scene in zip(index.tolist(), scenes, strict=True):
+        assert not scene.caption or scene.caption in pool.captions[i]
+        captions.setdefault(i, set()).add(scene.caption)
+        if scene.regions:
+            assert Counter(scene.regions) == Counter(pool.regions[i])
+            orders.setdefault(i, set()).add(scene.regions)
+    for i in range(12):
+        assert captions[i] == {*pool.captions[i], ""}
+        assert len(orders[i]) == math.factorial(len(pool.regions[i]))
+
+
+def test_of_many_regions_any_are_told(monkeypatch):
+    monkeypatch.setattr(reco, "MOST_REGIONS", 2)
+    regions = tuple(Region(f"thing {k}", box=(0, 0, 0.1 * k, 1)) for k in range(1, 6))
+    pool = cache.Cache(torch.zeros(1, 4, 2, 2), [("c",)], [regions])
+    scenes = reco.told(pool, torch.zeros(400).long(), torch.Generator().manual_seed(0))
+    assert {len(scene.regions) for scene in scenes} == {0, 2}
+    assert {region for scene in scenes for region in scene.regions} == set(regions)
+
+
+def test_boxes_that_so_few_bins_cannot_say_are_left_out(root, capsys):
+    """Those that a sentence refuses, and no others; then one can train with as few."""
+    pool, model = told_pool(), reco.started(root / "text-to-image", "cpu", bins=5)
+    kept = reco.without_thin(pool, 5)
+    assert len(kept.regions) == len(pool)
+    left_out = 0
+    for before, after in zip(pool.regions, kept.regions, strict=True):
+        model.sentences.batch([Scene("c", after)])
+        for region in Counter(before) - Counter(after):
+            left_out += 1
+            with pytest.raises(ValueError, match="thinner than one of 5 bins"):
+                model.sentences.batch([Scene("c", [region])])
+    assert left_out > 0
+    assert f"{left_out} boxes are thinner than one of 5 bins" in capsys.readouterr().out
+    assert reco.without_thin(pool, 0) is pool
+    assert torch.isfinite(reco_loss(reco.make(PLAN, "cpu", bins=3)))
+
+
+def test_the_contrastive_loss_against_a_loop():
+    codes, temperature = torch.randn(5, 7), 0.3
+    total = 0.0
+    for i in range(5):
+        alike = [
+            math.exp((codes[i] @ c / codes[i].norm() / c.norm()).item() / temperature)
+            for c in codes
+        ]
+        total -= math.log(alike[i] / sum(alike))
+    assert reco.contrastive_loss(codes, temperature).item() == pytest.approx(total / 5, rel=1e-4)
+
+
+def test_the_contrastive_loss_in_closed_form():
+    """All codes one: log b. All at right angles: log(1 + (b - 1) exp(-1 / temperature))."""
+    one, apart = torch.ones(6, 6), 3 * torch.eye(6)
+    assert reco.contrastive_loss(one, 0.07).item() == pytest.approx(math.log(6), rel=1e-5)
+    want = math.log(1 + 5 * math.exp(-1 / 0.5))
+    assert reco.contrastive_loss(apart, 0.5).item() == pytest.approx(want, rel=1e-5)
+    codes = torch.randn(4, 3, requires_grad=True)
+    reco.contrastive_loss(codes, 0.07).backward()
+    after = reco.contrastive_loss(codes - 0.1 * codes.grad, 0.07)
+    assert after < reco.contrastive_loss(codes, 0.07)
+
+
+def test_the_contrastive_variant_adds_its_loss_to_the_diffusion_loss():
+    """Of the last states of the sentences that are told in that step; everything else is equal."""
+    seen = []
+    plain, both = (reco.make(PLAN, "cpu", variant=name) for name in ("reco", "contrastive"))
+    hook = both.module["text_encoder"].register_forward_hook(
+        lambda _, inputs, out: seen.append(out.last_hidden_state.detach())
+    )
+    with torch.no_grad():
+        difference = reco_loss(both, 5) - reco_loss(plain, 5)
+    hook.remove()
+    codes = seen[0][:-1, -1]  # the last of the batch is the empty sentence, guidance's null
+    assert len(codes) == reco.BATCH
+    assert_close(difference, reco.contrastive_loss(codes, 0.07), atol=1e-4, rtol=1e-4)
+    assert difference > 0.01
+
+
+def test_the_loss_is_that_of_the_sentences(root):
+    """With the step's own random numbers drawn again by hand, and the network called by hand."""
+    job = reco.make(PLAN, "cpu", base=str(root / "reco"))
+    model = ReCoPipeline.from_pretrained(root / "reco")
+    views = list(reco.pocket_views(reco.SCENES, reco.PER_SKILL, 64, PLAN.seed))
+    pool = cache.build(views, len(views), model.vae)
+    generator = torch.Generator().manual_seed(3)
+    index = torch.randint(len(pool), (reco.BATCH,), generator=generator)
+    scenes = reco.told(pool, index, generator)
+    noise = torch.randn(pool.latents[index].shape, generator=generator)
+    t = torch.randint(1000, (reco.BATCH,), generator=generator)
+    alpha = model.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_0, text = pool.latents[index], model.condition(scenes).text
+    with torch.no_grad():
+        x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
+        v = model.unet(x_t, t, encoder_hidden_states=text).sample
+        want = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square().mean()
+        assert_close(reco_loss(job, 3), want, atol=1e-4, rtol=1e-4)
+
+
+# --- what ReCo learns from ------------------------------------------------------------------------
+
+
+def test_pocket_views_are_of_scenes_and_of_every_skill():
+    """One each; its texts are the scene's, and it is the same whenever it is asked for."""
+    views = list(reco.pocket_views(5, 2, 64, 0))
+    scenes = [pocket_item("train", i).layout for i in range(5)]
+    scenes += [skill_item(skill, "train", i).scene for i in range(2) for skill in SKILLS]
+    assert len(views) == len(scenes)
+    for view, scene in zip(views, scenes, strict=True):
+        assert view.image.shape == (64, 64, 3)
+        assert Counter(r.text for r in view.regions) <= Counter(r.text for r in scene.regions)
+        said = {caption.replace("left", "right") for caption in view.captions}
+        assert scene.caption.replace("left", "right") in said
+    again, other = (list(reco.pocket_views(5, 2, 64, seed)) for seed in (0, 1))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(views, again, strict=True))
+    assert any(not np.array_equal(a.image, b.image) for a, b in zip(views, other, strict=True))
+
+
+def test_coco_views_have_boxes_of_things_alone(monkeypatch, capsys):
+    """Against the annotation file: its instances, none of the panoptic segments of stuff."""
+    examples, total = reco.coco_views(COCO, 64, 0)
+    views = list(examples)
+    rows = json.loads((COCO / "annotations" / "instances_train2017.json").read_text())
+    things: dict[int, list[dict]] = {}
+    for row in rows["annotations"]:
+        things.setdefault(row["image_id"], []).append(row)
+    assert "train2017" in capsys.readouterr().out
+    assert len(views) == total == reco.VIEWS * len(things)
+    whole = 0
+    for k, view in enumerate(views):
+        known = sorted(things)[k // reco.VIEWS]
+        texts = Counter(row["text"] for row in things[known])
+        assert Counter(region.text for region in view.regions) <= texts
+        boxes = {row["text"]: row["bbox"] for row in things[known]}
+        for region in view.regions:
+            x, y, w, h = (value / 64 for value in boxes[region.text])
+            sides = (x, y, x + w, y + h), (1 - x - w, y, 1 - x, y + h)  # as it is, and mirrored
+            whole += any(region.box == pytest.approx(side) for side in sides)
+    assert 0.4 < whole / sum(len(view.regions) for view in views) < 0.6

@@ -109,7 +109,7 @@ RECIPES = {
             Plan(steps=11_000, lr=1e-3),
             0.3,
             "draws pocket scenes: a caption, and texts for boxes",
-            takes=("data", "base", "variant", "bins", "init"),
+            takes=("data", "base", "variant", "bins", "init", "aided"),
         ),
     )
 }

@@ -2,19 +2,20 @@
 """ReCo's fine-tune: U-Net and whole text encoder learn what position tokens mean."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from random import Random
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.clip import Clip
 from spatext_lab.datasets.augment import random_view
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.coco_json import thing_names
@@ -23,14 +24,21 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import Condition, training_loss
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
-from spatext_lab.reco.position_tokens import bin_ids
+from spatext_lab.reco.position_tokens import bin_ids, is_thin
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.unet import narrow_input
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.unet import UNetDenoiser
+from spatext_lab.training.recipes.reco_aids import (
+    CAPTION_DROP,
+    aided_base,
+    allowed,
+    box_weights,
+    most_things,
+    noisy_times,
+)
 
 BATCH, SCENES, PER_SKILL = 16, 24_000, 2_500
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
@@ -39,6 +47,7 @@ VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
 DROP = 0.1
 # ReCo takes 20 boxes of a picture at most; what fits into the text encoder decides before that.
 MOST_REGIONS = 20
+CAPTION = 77  # tokens that CLIP reads
 MOST_BINS = 1000  # as in the paper; small pictures need no more than two a pixel
 TEMPERATURE = 0.07
 
@@ -52,7 +61,8 @@ def make(
     base: str = "pocket",
     variant: str = "reco",
     bins: int | None = None,
-    init: str = "smooth",
+    init: str | None = None,
+    aided: bool = False,
 ) -> Job:
     """The diffusion loss on sentences of caption and boxes; nothing else is learned from.
 
@@ -61,15 +71,20 @@ def make(
         then left out; or a ReCo folder to go on from.
     variant: "reco"; "after", position vectors put in after the text encoder; "contrastive", a
         second loss beside the first; "words", positional words in the caption instead of tokens.
-    bins, init: of the new words, see `text_encoder.grow`; None for two bins a pixel, 1000 at most.
+    bins, init: of the new words, see `text_encoder.grow`; None for two bins a pixel, 1000 at most,
+        and for "smooth".
+    aided: with the help that a small base needs, see `reco_aids`; False for the paper's way.
+
+    Raises what `started` raises.
     """
     torch.manual_seed(plan.seed)
     folder = zoo.part(base, "text-to-image")
-    model = started(folder, device_of(device), variant, bins, init, plan.seed)
+    model = started(folder, device_of(device), variant, bins, init, plan.seed, aided)
     examples, total, phrase = _examples(data, model.picture_size, plan.seed)
-    pool = cache.build(examples, total, model.vae)
+    pool = without_thin(cache.build(examples, total, model.vae), model.sentences.bins)
     model.most_regions = max(len(regions) for regions in pool.regions)
-    return fine_tune(model, pool, plan, phrase, TEMPERATURE if variant == "contrastive" else None)
+    temperature = TEMPERATURE if variant == "contrastive" else None
+    return fine_tune(model, pool, plan, phrase, temperature, aided)
 
 
 def started(
@@ -77,22 +92,72 @@ def started(
     device: str,
     variant: str = "reco",
     bins: int | None = None,
-    init: str = "smooth",
+    init: str | None = None,
     seed: int = 0,
+    aided: bool = False,
 ) -> ReCoPipeline:
-    """ReCo before its first step: the base with more words, or a ReCo folder as it is."""
-    kind = PositionalWordsPipeline if variant == "words" else ReCoPipeline
+    """ReCo before its first step: the base with more words, or a ReCo folder as it is.
+
+    Raises ValueError for an unknown variant, for one that a ReCo folder is not of, for bins or an
+    init where no words are added, and what `grow` raises.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; there are {', '.join(VARIANTS)}")
     base = TextToImagePipeline.from_pretrained(folder, device)
-    if bin_ids(base.tokenizer):
-        return kind.from_pretrained(folder, device)
+    if known := len(bin_ids(base.tokenizer)):
+        _check_no_words(f"the base has {known} bins already", bins, init)
+        return _gone_on_with(folder, device, variant)
+    if aided:
+        clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+        base = aided_base(base, clip)
+    if variant == "words":
+        _check_no_words("variant 'words' has no position tokens", bins, init)
+        bins = 0
+    elif bins is None:
+        bins = min(2 * base.picture_size, MOST_BINS)
+    elif bins == 0:
+        raise ValueError("bins is 0; give at least 2, the picture's two edges")
     # Room for sentences as pictures have room for things: 77 x 8 for latents of 64 x 64, as in the
-    # paper, 77 x 2 for those of 16 x 16.
-    length = base.text_encoder.config.max_position_embeddings * max(base.latent_size // 8, 1)
-    words = 0 if variant == "words" else bins or min(2 * base.picture_size, MOST_BINS)
-    text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, words, length, init, seed)
-    unet = narrow_input(base.unet)
-    parts = (unet, base.vae, text_encoder, tokenizer, base.scheduler)
-    return kind(*parts, positions="after" if variant == "after" else "before")
+    # paper, 77 x 2 for those of 16 x 16. A base that was grown before may have it already.
+    old = base.text_encoder.config.max_position_embeddings
+    length = max(old, CAPTION * max(base.latent_size // 8, 1))
+    grown = grow(base.text_encoder, base.tokenizer, bins, length, init or "smooth", seed)
+    kind = PositionalWordsPipeline if variant == "words" else ReCoPipeline
+    positions = "after" if variant == "after" else "before"
+    padding = "masked" if aided else "read"
+    unet = base.unet if aided else narrow_input(base.unet)
+    parts = (unet, base.vae, *grown, base.scheduler)
+    return kind(*parts, positions=positions, padding=padding)
+
+
+def _check_no_words(why: str, bins: int | None, init: str | None) -> None:
+    """Raises ValueError for what was said of new words where there will be none."""
+    for name, value in (("bins", bins), ("init", init)):
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}; {why}, leave it out")
+
+
+def _gone_on_with(folder: Path, device: str, variant: str) -> ReCoPipeline:
+    """The model of a ReCo folder, if the variant is one that it can go on as."""
+    model = ReCoPipeline.from_pretrained(folder, device)
+    able = ("after",) if model.positions == "after" else ("reco", "contrastive")
+    if variant not in able:
+        raise ValueError(
+            f"variant is {variant!r}; the base puts positions in {model.positions} the text "
+            f"transformer and can go on as {' or '.join(able)}"
+        )
+    return model
+
+
+def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
+    """The same without boxes that are thinner than a bin, which no sentence can say; how many they
+    are is printed. Without bins, all stay: words can say any box."""
+    if not bins:
+        return pool
+    kept = [tuple(r for r in row if not is_thin(r.box, bins)) for row in pool.regions]
+    if thin := sum(map(len, pool.regions)) - sum(map(len, kept)):
+        print(f"{thin} boxes are thinner than one of {bins} bins and left out")
+    return replace(pool, regions=kept)
 
 
 def fine_tune(
@@ -101,39 +166,64 @@ def fine_tune(
     plan: Plan,
     phrase: str,
     temperature: float | None = None,
+    aided: bool = False,
 ) -> Job:
     """The job of teaching a model to read boxes, from a cache of pictures and their regions.
 
     temperature: of the contrastive loss that is added; None for none, as in the paper.
+    aided: few things first, boxes weighed, more noise; see `reco_aids`.
     """
-    denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
+    denoiser, scheduler = model.denoiser(), model.scheduler
+    use = {most: allowed(pool, most) for most in ((1, 2, None) if aided else (None,))}
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool), (BATCH,), generator=generator)
-        scenes = [model.spoken(scene) for scene in told(pool, index, generator)]
-        states = model.states(model.sentences.batch([*scenes, Scene("")]))
-        text, null = states[:-1], repeat(states[-1], "l c -> b l c", b=BATCH)
+        most = most_things(step, plan.steps) if aided else None
+        drop, weight = CAPTION_DROP if most == 1 else DROP, None
+        index = use[most][torch.randint(len(use[most]), (BATCH,), generator=generator)]
+        scenes = [model.spoken(scene) for scene in told(pool, index, generator, drop)]
+        ids = model.sentences.batch([*scenes, Scene("")])
+        if model.padding == "masked":  # what nobody looks at need not be computed
+            ids = ids[:, : model.sentences.said(ids).any(0).sum()]
+        condition = model.told(ids)
         x_0 = pool.latents[index]
         noise = torch.randn(x_0.shape, generator=generator)
-        t = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
+        times = scheduler.config.num_train_timesteps
+        t = torch.randint(times, (BATCH,), generator=generator)
+        if aided:
+            t = noisy_times((t + 0.5) / times, times, most)
+            boxes = [scene.regions for scene in scenes]
+            weight = box_weights(boxes, tuple(x_0.shape[-2:])).to(model.device)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
-        loss = training_loss(denoiser, x_0, Condition(text, null), t, noise, scheduler)
-        return loss if temperature is None else loss + contrastive_loss(text[:, -1], temperature)
+        loss = training_loss(denoiser, x_0, condition, t, noise, scheduler, weight)
+        if temperature is None:
+            return loss
+        return loss + contrastive_loss(last_states(condition), temperature)
 
     both = torch.nn.ModuleDict({"unet": model.unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
     return Job(both, loss_at, lambda folder: save_model(model, folder), plan, phrase)
 
 
-def told(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
+def last_states(condition: Condition) -> Float[Tensor, "b c"]:
+    """Of each sentence the state of its last token, which has read all the others."""
+    if condition.text_mask is None:
+        return condition.text[:, -1]
+    last = condition.text_mask.sum(1) - 1
+    return condition.text[torch.arange(len(last), device=last.device), last]
+
+
+def told(
+    pool: cache.Cache, index: Tensor, generator: torch.Generator, caption_drop: float = DROP
+) -> list[Scene]:
     """What the model is told of pictures: a caption and the regions in random order, some left out.
 
-    Three dice a picture, each DROP: no caption, no regions, neither.
+    Three dice a picture: no caption (`caption_drop`), no regions, neither (DROP each).
     """
+    chances = torch.tensor([caption_drop, DROP, DROP])
     captions = pool.draw_captions(index, generator)
     scenes = []
     for i, caption in zip(index.tolist(), captions, strict=True):
-        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < DROP
+        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < chances
         regions = pool.regions[i]
         order = torch.randperm(len(regions), generator=generator)[:MOST_REGIONS].tolist()
         kept = () if no_regions or nothing else [regions[k] for k in order]
@@ -146,7 +236,7 @@ def told(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[S
 def contrastive_loss(codes: Float[Tensor, "b c"], temperature: float) -> Float[Tensor, ""]:
     """Cross-entropy of the codes' cosine similarities with each other: pushes them apart.
 
-    codes: one vector a sentence, here the last state, which has read all of it.
+    codes: one vector a sentence, see `last_states`.
     """
     unit = F.normalize(codes, dim=1)
     right = torch.arange(len(codes), device=codes.device)

@@ -9,8 +9,9 @@ import pytest
 
 from spatext_lab import zoo
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.evaluation import tables
+from spatext_lab.evaluation import spatext_tables as tables
 from spatext_lab.evaluation.masks import WORSE, blob, boxed, dilated, eroded
+from spatext_lab.evaluation.tables import markdown
 from tests.tiny import tiny_model
 
 MASKS = [s.mask for s in pocket_item("val", 3).segments] + [np.eye(9, dtype=bool)]
@@ -93,5 +94,7 @@ def test_rows_without_a_model_are_left_out(root, tmp_path):
 
 
 def test_a_cell_without_a_number_is_a_dash():
-    table = tables.markdown([{"local_iou": 0.5, "local_iou_95": [0.4, 0.6], "passes": None}], ["x"])
+    table = markdown(
+        [{"local_iou": 0.5, "local_iou_95": [0.4, 0.6], "passes": None}], ["x"], tables.COLUMNS
+    )
     assert table.splitlines()[2] == "| x | - | - | 0.500 (0.400-0.600) | - | - | - | - | - | - |"
