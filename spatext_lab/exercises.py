@@ -4,7 +4,7 @@
     python -m spatext_lab.exercises notebooks/*.ipynb --out outputs/notebooks
 
 In the source, an exercise is two cells in a row: one tagged `exercise`, which ends with
-`check_it(answer);`, and one tagged `solution`, which ends with `assert check_it(answer)`. In the
+`check_it(answer);`, and one tagged `solution`, which has the line `assert check_it(answer)`. In the
 copies it is an answer cell (as the student finds it, or as it is solved) and a test cell. Both
 carry nbgrader's metadata (schema 3), so a course that uses nbgrader can take them as they are.
 """
@@ -30,7 +30,7 @@ def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> Note
     name: of the notebook; the exercises are called after it. The one given is left as it was.
 
     Raises ValueError, naming the cell, for an exercise without a solution, or the other way round,
-    and where the two do not end with the same check.
+    and where the solution does not assert the check that ends the exercise.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
@@ -56,9 +56,11 @@ def _exercise(
 ) -> list[NotebookNode]:
     """The answer cell and the test cell."""
     blank, check = _split(exercise.source, name)
-    solved, test = _split(solution.source, name)
-    if test != f"assert {check.removesuffix(';')}":
-        raise ValueError(f"{name}: the exercise ends with {check!r}, its solution with {test!r}")
+    test, lines = f"assert {check.removesuffix(';')}", solution.source.splitlines()
+    if lines.count(test) != 1:
+        raise ValueError(f"{name}: the exercise ends with {check!r}; its solution has no {test!r}")
+    lines.remove(test)
+    solved = "\n".join(lines).strip()
     solved = f"### BEGIN SOLUTION\n{solved}\n### END SOLUTION"  # nbgrader's own marks
     answer = _cell(exercise.id, blank if kind == "student" else solved)
     answer.metadata.tags = ["exercise"]

@@ -51,6 +51,14 @@ def test_a_student_finds_a_blank_and_a_hint(source, tmp_path):
     assert student.cells[3].outputs[0].text == "Not yet. Hint: twice means two times\n"
 
 
+def test_what_a_solution_asserts_beyond_the_check_is_no_students(source):
+    source.cells[3].source += "\nassert double(3) == 6"
+    assert "double(3)" not in str(make_copy(source, "student").cells)
+    solution = make_copy(source, "solution").cells
+    assert "assert double(3) == 6" in solution[2].source
+    assert solution[3].source == "assert check_double(double)"
+
+
 def test_a_solution_runs_through(source, tmp_path):
     solution = make_copy(source, "solution", "double")
     assert run(solution, tmp_path) == []
@@ -98,7 +106,10 @@ def test_nbgrader_finds_what_it_needs(source):
         (lambda cells: cells.pop(3), "no solution follows"),
         (lambda cells: cells.pop(2), "no exercise before"),
         (lambda cells: cells[2].update(source="x = 1"), "the last line is no check"),
-        (lambda cells: cells[3].update(source="x = 2\nassert check_other(x)"), "ends with"),
+        (
+            lambda cells: cells[3].update(source="x = 2\nassert check_other(x)"),
+            "its solution has no",
+        ),
     ],
 )
 def test_a_damaged_source_is_refused(source, change, says):
