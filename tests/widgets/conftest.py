@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -31,11 +32,12 @@ FLAGS = [
 ]
 # Questions that JupyterLab would ask in front of what is looked at
 QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 PATIENCE = 60_000  # ms; two busy cores are slow
 
 
 class Notebook:
-    """One notebook with one cell, open in a browser."""
+    """A notebook that is open in a browser."""
 
     def __init__(self, page, kernel: BlockingKernelClient) -> None:
         self.page, self.kernel = page, kernel
@@ -54,7 +56,7 @@ class Notebook:
             self.troubles.append(f"request: {request.url}")
 
     def show(self, code: str) -> None:
-        """Runs the cell with this code, in place of what it showed before."""
+        """Runs its only cell with this code, in place of what it showed before."""
         for source, ready in (("pass", "hidden"), (code, "visible")):
             self.page.locator(".jp-CodeCell .cm-content").first.click()
             self.page.keyboard.press("Control+A")
@@ -129,16 +131,15 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-@pytest.fixture(scope="module")
-def opened(lab) -> Iterator[Notebook]:
-    """An open notebook and its kernel, for all tests of a file."""
+@contextmanager
+def open_notebook(lab: tuple[str, Path], content: nbformat.NotebookNode) -> Iterator[Notebook]:
+    """A notebook in the browser, connected to its kernel; none of its cells has been run."""
     from playwright.sync_api import sync_playwright
 
     address, folder = lab
-    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [nbformat.v4.new_code_cell("pass")]
     name = f"{time.monotonic_ns()}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), folder / "files" / name)
+    content.metadata.kernelspec = KERNEL
+    nbformat.write(content, folder / "files" / name)
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             folder / f"user-{name}",
@@ -151,7 +152,7 @@ def opened(lab) -> Iterator[Notebook]:
         page = context.new_page()
         before = set((folder / "runtime").glob("kernel-*.json"))
         page.goto(f"{address}/lab/tree/{name}?reset&token=test")
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=PATIENCE)
+        page.get_by_text(" | Idle").wait_for(timeout=PATIENCE)
         (connection,) = set((folder / "runtime").glob("kernel-*.json")) - before
         kernel = BlockingKernelClient(connection_file=str(connection))
         kernel.load_connection_file()
@@ -161,6 +162,14 @@ def opened(lab) -> Iterator[Notebook]:
         yield Notebook(page, kernel)
         kernel.stop_channels()
         context.close()
+
+
+@pytest.fixture(scope="module")
+def opened(lab) -> Iterator[Notebook]:
+    """An open notebook with one cell, and its kernel, for all tests of a file."""
+    cells = [nbformat.v4.new_code_cell("pass")]
+    with open_notebook(lab, nbformat.v4.new_notebook(cells=cells)) as opened:
+        yield opened
 
 
 @pytest.fixture
