@@ -222,6 +222,16 @@ def test_each_python_file_names_its_licence():
             assert first == "# SPDX-License-Identifier: Apache-2.0", path.relative_to(ROOT)
 
 
+def test_scripts_and_styles_keep_to_the_house():
+    """What ruff does for Python: a licence in the first line, 100 characters at most."""
+    for path in project_files():
+        if path.suffix in {".js", ".css"}:
+            lines = path.read_text().splitlines()
+            assert "SPDX-License-Identifier: Apache-2.0" in lines[0], path.relative_to(ROOT)
+            long = [number for number, line in enumerate(lines, start=1) if len(line) > 100]
+            assert long == [], f"{path.relative_to(ROOT)}: lines {long} are too long"
+
+
 def test_licences_are_whole():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text

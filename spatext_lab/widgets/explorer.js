@@ -54,8 +54,9 @@ class Explorer {
       }));
     this.frame = node("div", "sx-frame");
     const side = node("div", "sx-settings", {}, ...sliders);
-    const hint = node("p", "sx-note", {}, "1 is off: the plain conditional model. 0 does not listen at all.");
-    root.replaceChildren(node("div", "sx-top", {}, this.frame, node("div", "sx-side", {}, side, hint)), this.buildFilm());
+    const hint = "1 is off: the plain conditional model. 0 does not listen at all.";
+    const beside = node("div", "sx-side", {}, side, node("p", "sx-note", {}, hint));
+    root.replaceChildren(node("div", "sx-top", {}, this.frame, beside), this.buildFilm());
     root.addEventListener("keydown", (event) => event.stopPropagation());
     this.show();
   }
@@ -64,12 +65,14 @@ class Explorer {
     const index = this.at.reduce((sum, at, i) => sum * this.axes[i].length + at, 0);
     const image = this.pictures[index];
     const [caption, map, steps, seed] = this.at.map((at, i) => this.axes[i][at]);
-    image.alt = `${this.data.caption}, caption scale ${caption}, map scale ${map}, ${steps} steps, seed ${seed}`;
+    const settings = `caption scale ${caption}, map scale ${map}, ${steps} steps, seed ${seed}`;
+    image.alt = `${this.data.caption}, ${settings}`;
     this.frame.replaceChildren(image);
   }
 
   buildFilm() {
-    const steps = this.data.film.map((frame) => Object.fromEntries(Object.entries(frame).map(([name, data]) => [name, webp(data)])));
+    const decoded = (frame) => Object.entries(frame).map(([name, data]) => [name, webp(data)]);
+    const steps = this.data.film.map((frame) => Object.fromEntries(decoded(frame)));
     const frames = Object.entries(VIEWS).map(([name, title]) =>
       node("figure", "", {}, node("div", "sx-frame"), node("figcaption", "", {}, title)));
     const show = (index) =>
@@ -83,7 +86,8 @@ class Explorer {
     const row = listSlider("Step", "Denoising step", numbers, start, show);
     show(start);
     const title = node("div", "sx-title", {}, "The directions along the way, both scales at 2");
-    return node("div", "sx-film", {}, title, node("div", "sx-frames", {}, ...frames), node("div", "sx-settings", {}, row));
+    const pictures = node("div", "sx-frames", {}, ...frames);
+    return node("div", "sx-film", {}, title, pictures, node("div", "sx-settings", {}, row));
   }
 }
 

@@ -14,8 +14,8 @@ class LiveView {
     this.drawButton = button("Draw the scene", () => this.draw(), "Draw it");
     this.drawButton.classList.add("sx-main");
     this.stopButton = button("Stop drawing", () => this.model.send({ stop: true }), "Stop");
-    [this.methodRow, this.pressMethod] = choice(
-      "Method", model.get("methods").map(({ name }) => [name, name]), (name) => this.set({ method: name }));
+    const names = model.get("methods").map(({ name }) => name);
+    [this.methodRow, this.pressMethod] = choice("Method", names, (method) => this.set({ method }));
     this.root.append(
       node("div", "sx-picture", {}, this.image, this.hint),
       this.bar,
@@ -37,23 +37,27 @@ class LiveView {
   }
 
   buildSettings() {
-    const seed = (this.seed = node("input", "sx-text", { type: "number", min: 0, step: 1, "aria-label": "Seed" }));
-    seed.addEventListener("change", () => this.set({ seed: Math.max(0, Math.round(Number(seed.value) || 0)) }));
-    const next = button("Another seed", () => this.set({ seed: this.model.get("seed") + 1 }), "Another");
-    let row;
-    [row, this.showSteps] = slider("Steps", "Steps", { min: 1, max: 50 }, (steps) => this.set({ steps }));
-    const steps = row;
+    const whole = { type: "number", min: 0, step: 1, "aria-label": "Seed" };
+    const seed = (this.seed = node("input", "sx-text", whole));
+    const written = () => Math.max(0, Math.round(Number(seed.value) || 0));
+    seed.addEventListener("change", () => this.set({ seed: written() }));
+    const another = () => this.set({ seed: this.model.get("seed") + 1 });
+    const next = button("Another seed", another, "Another");
+    const [steps, showSteps] = slider("Steps", "Steps", { min: 1, max: 50 }, (value) =>
+      this.set({ steps: value }));
     const scale = { min: 0, max: 8, step: 0.5 };
-    [row, this.showScale] = slider("Guidance", "Guidance scale", scale, (value) => this.set({ guidance_scale: value }));
-    const guidance = row;
-    [this.mapRow, this.showMapScale] = slider(
-      "Map", "Guidance scale of the map", scale, (value) => this.set({ region_guidance_scale: value }));
+    const [guidance, showScale] = slider("Guidance", "Guidance scale", scale, (value) =>
+      this.set({ guidance_scale: value }));
+    const [mapRow, showMapScale] = slider("Map", "Guidance scale of the map", scale, (value) =>
+      this.set({ region_guidance_scale: value }));
+    Object.assign(this, { mapRow, showSteps, showScale, showMapScale });
     this.apart = node("input", "", { type: "checkbox" });
     this.apart.addEventListener("change", () =>
       this.set({ region_guidance_scale: this.apart.checked ? FIRST_SCALE : null }));
     this.apartRow = node("label", "sx-check", {}, this.apart, "The map has a scale of its own");
-    const seedRow = node("div", "sx-seed", {}, seed, next);
-    return node("div", "sx-settings", {}, node("span", "", {}, "Seed"), seedRow, steps, guidance, this.mapRow, this.apartRow);
+    const seedRow = [node("span", "", {}, "Seed"), node("div", "sx-seed", {}, seed, next)];
+    const rows = [...seedRow, steps, guidance, mapRow, this.apartRow];
+    return node("div", "sx-settings", {}, ...rows);
   }
 
   set(change) {

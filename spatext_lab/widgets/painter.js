@@ -47,10 +47,15 @@ function deepest(labels, w, h, k, step = Math.ceil(Math.max(w, h) / 96)) {
   const row = columns + 2;
   const far = new Float32Array(row * (rows + 2)); // the rim stays 0
   const own = (x, y) => labels[y * step * w + x * step] === k;
-  const grow = (i, side) =>
-    Math.min(far[i - side] + 1, far[i - row * side] + 1, far[i - (row + 1) * side] + 1.4, far[i - (row - 1) * side] + 1.4);
+  const grow = (i, side) => {
+    const straight = Math.min(far[i - side], far[i - row * side]) + 1;
+    return Math.min(straight, Math.min(far[i - (row + 1) * side], far[i - (row - 1) * side]) + 1.4);
+  };
   for (let y = 0; y < rows; y++)
-    for (let x = 0; x < columns; x++) if (own(x, y)) far[(y + 1) * row + x + 1] = grow((y + 1) * row + x + 1, 1);
+    for (let x = 0; x < columns; x++) {
+      const i = (y + 1) * row + x + 1;
+      if (own(x, y)) far[i] = grow(i, 1);
+    }
   let best = null;
   for (let y = rows - 1; y >= 0; y--)
     for (let x = columns - 1; x >= 0; x--) {
@@ -62,12 +67,14 @@ function deepest(labels, w, h, k, step = Math.ceil(Math.max(w, h) / 96)) {
   return best || step === 1 ? best : deepest(labels, w, h, k, 1);
 }
 
-// ---- the page ------------------------------------------------------------------------------------
+// ---- the page -----------------------------------------------------------------------------------
 
 const PATHS = {
   brush: "M13.5 2.5l4 4L9 15l-4.5.9.6-4.7zM3 18h8",
   eraser: "M7.5 16.5L3 12l8-8.5 6 6-7 7zM7 8l6 6M7.5 16.5H17",
-  fill: "M8 3l7.5 7.5-5.5 5.5L3 9l5.5-5.5M3 9h12M17 12.5c1 1.5 1.5 2.3 1.5 3a1.5 1.5 0 01-3 0c0-.7.5-1.5 1.5-3z",
+  fill:
+    "M8 3l7.5 7.5-5.5 5.5L3 9l5.5-5.5M3 9h12" +
+    "M17 12.5c1 1.5 1.5 2.3 1.5 3a1.5 1.5 0 01-3 0c0-.7.5-1.5 1.5-3z",
   box: "M3.5 5h13v10h-13zM2 5h3M15 15h3M3.5 3.5v3M16.5 13.5v3",
   undo: "M7 4L3 8l4 4M3.5 8H12a4.5 4.5 0 010 9H8",
   redo: "M13 4l4 4-4 4M16.5 8H8a4.5 4.5 0 000 9h4",
@@ -118,11 +125,11 @@ class View {
   // -- state: what the model holds, as plain values
 
   read() {
-    const bytes = this.model.get("labels");
+    const { buffer, byteOffset, byteLength } = this.model.get("labels");
     return {
       w: this.model.get("width"),
       h: this.model.get("height"),
-      labels: new Uint8Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)),
+      labels: new Uint8Array(buffer, byteOffset, byteLength).slice(),
       regions: this.model.get("regions"),
       caption: this.model.get("caption"),
     };
@@ -186,9 +193,10 @@ class View {
   }
 
   removeRegion(k) {
-    const labels = this.state.labels.map((label) => (label === k ? 0 : label > k ? label - 1 : label));
+    const moved = (label) => (label > k ? label - 1 : label);
+    const labels = this.state.labels.map((label) => (label === k ? 0 : moved(label)));
     const regions = this.state.regions.filter((_, i) => i !== k - 1);
-    this.active = Math.max(1, Math.min(this.active > k ? this.active - 1 : this.active, regions.length));
+    this.active = Math.max(1, Math.min(moved(this.active), regions.length));
     this.commit({ labels, regions });
     this.say(`Region ${k} removed`);
   }
@@ -363,8 +371,9 @@ class View {
       tools.append(this.toolButtons[name]);
     }
     const most = Math.ceil(Math.max(this.state.w, this.state.h) / 2);
-    [this.sizeField, this.showSize] = slider(
-      "Size", "Brush size in pixels", { min: 1, max: most, value: this.size }, (size) => this.resize(size));
+    const range = { min: 1, max: most, value: this.size };
+    const resize = (size) => this.resize(size);
+    [this.sizeField, this.showSize] = slider("Size", "Brush size in pixels", range, resize);
     this.mostSize = most;
     this.undoButton = button("Undo (Ctrl Z)", () => this.undo(), icon("undo"));
     this.redoButton = button("Do again (Ctrl Y)", () => this.redo(), icon("redo"));
@@ -389,10 +398,11 @@ class View {
     const stage = node("div", "sx-stage", {}, this.canvas, this.hint, help);
     this.listenToPointer();
     this.canvas.addEventListener("keydown", (event) => this.key(event));
-    this.canvas.addEventListener("keyup", (event) => event.key === " " && this.points && this.end());
+    this.canvas.addEventListener("keyup", ({ key }) => key === " " && this.points && this.end());
     this.canvas.addEventListener("blur", () => this.points && this.end());
 
-    this.captionInput = node("textarea", "sx-text", { rows: 2, "aria-label": "Caption of the whole picture" });
+    const about = { rows: 2, "aria-label": "Caption of the whole picture" };
+    this.captionInput = node("textarea", "sx-text", about);
     this.typed(this.captionInput, (text) => this.commit({ caption: text }));
     this.list = node("ol", "sx-regions", { "aria-label": "Regions" });
     const add = button("Add a region (N)", () => this.addRegion(), "+ Add a region");
@@ -404,7 +414,8 @@ class View {
   }
 
   buildGallery() {
-    const strip = node("div", "sx-gallery", { role: "group", "aria-label": "Scenes to begin with" });
+    const about = { role: "group", "aria-label": "Scenes to begin with" };
+    const strip = node("div", "sx-gallery", about);
     for (const { name, title, png } of this.model.get("gallery")) {
       const made = button(`Begin with the scene ${title}`, () => this.model.send({ preset: name }));
       const image = node("img", "", { alt: "", draggable: "false" });
@@ -418,18 +429,19 @@ class View {
   }
 
   buildFoot() {
-    const file = node("input", "sx-hidden", { type: "file", accept: ".json,application/json", tabindex: -1, "aria-hidden": "true" });
+    const hidden = { type: "file", accept: ".json", tabindex: -1, "aria-hidden": "true" };
+    const file = node("input", "sx-hidden", hidden);
     file.addEventListener("change", async () => {
       if (file.files[0]) this.model.send({ json: await file.files[0].text() });
       file.value = "";
     });
     const open = button("Open a scene file", () => file.click(), "Open");
     const save = button("Save as a scene file", () => this.model.send({ save: true }), "Save");
-    [this.veil] = slider(
-      "Opacity", "Opacity of the regions in percent", { min: 0, max: 100, value: 65 }, (percent) => {
-        this.opacity = percent / 100;
-        this.draw();
-      });
+    const percent = { min: 0, max: 100, value: 100 * this.opacity };
+    [this.veil] = slider("Opacity", "Opacity of the regions in percent", percent, (value) => {
+      this.opacity = value / 100;
+      this.draw();
+    });
     this.veil.hidden = true;
     return node("div", "sx-foot", {}, this.status, this.veil, file, open, save);
   }
@@ -536,14 +548,15 @@ class View {
   // -- showing
 
   refresh() {
-    const { regions, caption } = this.state;
+    const { labels, w, h, regions, caption } = this.state;
     this.active = Math.max(1, Math.min(this.active, regions.length || 1));
     if (document.activeElement !== this.captionInput || this.captionInput.value !== caption)
       this.captionInput.value = caption;
     while (this.list.children.length > regions.length) this.list.lastChild.remove();
-    while (this.list.children.length < regions.length) this.list.append(this.row(this.list.children.length + 1));
-    this.spots = regions.map((_, i) => deepest(this.state.labels, this.state.w, this.state.h, i + 1));
-    regions.forEach((region, i) => this.refreshRow(this.list.children[i], region, i + 1));
+    const rows = this.list.children;
+    while (rows.length < regions.length) this.list.append(this.row(rows.length + 1));
+    this.spots = regions.map((_, i) => deepest(labels, w, h, i + 1));
+    regions.forEach((region, i) => this.refreshRow(rows[i], region, i + 1));
     this.undoButton.disabled = !this.past.length;
     this.redoButton.disabled = !this.future.length;
     this.hint.hidden = this.spots.some(Boolean) || regions.some((r) => r.box);
@@ -563,7 +576,8 @@ class View {
     });
     this.typed(field, (text) => this.rename(k, text));
     const kind = node("span", "sx-kind");
-    const remove = node("button", "sx-remove", { type: "button", "aria-label": `Remove region ${k}` }, "×");
+    const about = { type: "button", "aria-label": `Remove region ${k}` };
+    const remove = node("button", "sx-remove", about, "×");
     remove.addEventListener("click", () => this.removeRegion(k));
     return node("li", "", {}, badge, field, kind, remove);
   }
@@ -592,7 +606,8 @@ class View {
   draw() {
     const { w, h } = this.state;
     const labels = this.points ? this.preview : this.state.labels;
-    const scale = Math.max(1, Math.round((SHOWN * (window.devicePixelRatio || 1)) / Math.max(w, h)));
+    const shown = SHOWN * (window.devicePixelRatio || 1);
+    const scale = Math.max(1, Math.round(shown / Math.max(w, h)));
     if (this.canvas.width !== w * scale || this.canvas.height !== h * scale)
       Object.assign(this.canvas, { width: w * scale, height: h * scale });
     const pen = this.canvas.getContext("2d");
@@ -662,7 +677,8 @@ class View {
     for (const [[x0, y0, x1, y1], k] of this.boxes()) {
       const rect = [x0 * w * scale, y0 * h * scale, (x1 - x0) * w * scale, (y1 - y0) * h * scale];
       const [left, top, wide, high] = rect;
-      const inset = (by) => [left + by, top + by, Math.max(0, wide - 2 * by), Math.max(0, high - 2 * by)];
+      const less = (side, by) => Math.max(0, side - 2 * by);
+      const inset = (by) => [left + by, top + by, less(wide, by), less(high, by)];
       pen.lineJoin = "round";
       pen.lineWidth = thick + 3;
       pen.strokeStyle = "#ffffff";
@@ -678,8 +694,10 @@ class View {
     const { w, h } = this.state;
     this.state.regions.forEach(({ box }, i) => {
       const spot = this.spots[i];
-      if (box) this.badge(pen, box[0] * w * scale + radius * 1.3, box[1] * h * scale + radius * 1.3, radius, i + 1);
-      else if (spot) this.badge(pen, (spot.x + 0.5) * scale, (spot.y + 0.5) * scale, radius, i + 1);
+      if (!box && !spot) return;
+      const x = box ? box[0] * w * scale + 1.3 * radius : (spot.x + 0.5) * scale;
+      const y = box ? box[1] * h * scale + 1.3 * radius : (spot.y + 0.5) * scale;
+      this.badge(pen, x, y, radius, i + 1);
     });
   }
 

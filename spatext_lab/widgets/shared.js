@@ -12,7 +12,8 @@ function node(tag, className, attributes = {}, ...children) {
 
 // A button whose label is for screen readers and, when the pointer rests on it, for all.
 function button(label, action, ...children) {
-  const made = node("button", "sx-button", { type: "button", "aria-label": label, title: label }, ...children);
+  const named = { type: "button", "aria-label": label, title: label };
+  const made = node("button", "sx-button", named, ...children);
   made.addEventListener("click", action);
   return made;
 }
@@ -20,14 +21,15 @@ function button(label, action, ...children) {
 // A row of buttons of which one is pressed; gives back the row, and a function that presses one.
 function choice(label, options, action) {
   const row = node("div", "sx-group", { role: "group", "aria-label": label });
-  for (const [name, text] of options) {
-    const made = node("button", "sx-button", { type: "button" }, text);
+  for (const name of options) {
+    const made = node("button", "sx-button", { type: "button" }, name);
     made.addEventListener("click", () => action(name));
     made.dataset.name = name;
     row.append(made);
   }
   const press = (name) => {
-    for (const made of row.children) made.setAttribute("aria-pressed", String(made.dataset.name === name));
+    for (const made of row.children)
+      made.setAttribute("aria-pressed", String(made.dataset.name === name));
   };
   return [row, press];
 }
