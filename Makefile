@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test lab lint format wheel notebooks clean moved
+.PHONY: help setup tour test browser lab lint format wheel notebooks clean moved
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
@@ -29,7 +29,7 @@ tour: $(STAMP)  ## every step with pictures, under 5 minutes; COCO=DIR adds real
 	@$(CLI) tour --out outputs/tour $(if $(COCO),--coco "$(COCO)")
 
 lab: $(STAMP)  ## JupyterLab at the first notebook
-	@$(PY) -m jupyter lab $(firstword $(NOTEBOOKS))
+	@$(PY) -m jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(firstword $(NOTEBOOKS))
 
 lint: $(STAMP)  ## ruff over code and notebooks
 	@$(PY) -m ruff check
@@ -40,12 +40,23 @@ format: $(STAMP)  ## ruff repairs what it can
 	@$(PY) -m ruff format
 
 # One process a core with one thread each; a file's tests stay together, as notebooks need it.
-test: lint  ## lint, tests, and every notebook executed
+test: lint browser  ## lint, tests, and every notebook executed
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests $(NOTEBOOKS) -n $(CORES) --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
-notebooks: $(STAMP)  ## execute the notebooks in place, with their figures
-	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS)
+# For the tests that drive the widgets; where there is no way without a question, they are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		as=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+		command -v apt-get >/dev/null && $$as true 2>/dev/null \
+		&& echo "Installing Chromium for the browser tests ..." \
+		&& $$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
+		|| echo "No Chromium: the browser tests will be skipped. On Debian and Ubuntu: sudo apt install chromium"
+
+notebooks: $(STAMP)  ## execute the notebooks in place; student and solution copies in outputs/notebooks
+	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+	@$(PY) -m spatext_lab.exercises $(NOTEBOOKS)
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel

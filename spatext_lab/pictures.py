@@ -71,7 +71,7 @@ def show(obj: Any, alt: str) -> None:
     image = to_image(obj)
     if max(image.size) < 256:
         image = enlarged(image, 256)
-    display(Picture(_png(image, alt, None), alt))
+    display(Picture(png(image, alt), alt))
 
 
 def save(
@@ -87,7 +87,7 @@ def save(
     """
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    beside.write_bytes(_png(to_image(obj), alt, params))
+    beside.write_bytes(png(obj, alt, params))
     os.replace(beside, path)
     return path
 
@@ -123,7 +123,8 @@ def fitted(shape: tuple[int, int], size: int) -> tuple[int, int]:
     return tuple(max(1, round(side * size / longer)) for side in shape)
 
 
-def _png(image: Image.Image, alt: str, params: Mapping[str, Any] | None) -> bytes:
+def png(obj: Any, alt: str, params: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of the file that `save` writes; raises what it raises."""
     if not alt.strip():
         raise ValueError(f"alt is empty ({alt!r}): say in a sentence what the picture shows")
     texts = PngImagePlugin.PngInfo()
@@ -131,5 +132,5 @@ def _png(image: Image.Image, alt: str, params: Mapping[str, Any] | None) -> byte
     if params is not None:
         texts.add_itxt("Parameters", json.dumps(dict(params), ensure_ascii=False, default=str))
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=texts, optimize=True)
+    to_image(obj).save(buffer, format="PNG", pnginfo=texts, optimize=True)
     return buffer.getvalue()

@@ -7,7 +7,16 @@ from pathlib import Path
 SUMS = "SHA256SUMS"
 _HERE = Path(__file__).resolve().parent
 # A checkout has data/ beside the package; an installed wheel carries a copy inside it.
-_POCKETS = (_HERE.parent / "data" / "pocket", _HERE / "_data" / "pocket")
+_DATA = (_HERE.parent / "data", _HERE / "_data")
+_POCKETS = tuple(place / "pocket" for place in _DATA)
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of data/. Raises FileNotFoundError where it is not."""
+    for place in _DATA:
+        if (place / name).exists():
+            return place / name
+    raise FileNotFoundError(f"{_DATA[0] / name} is missing: run `git checkout -- data`")
 
 
 def root(model: str = "pocket") -> Path:

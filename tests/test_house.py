@@ -27,7 +27,7 @@ FLOORS = {
     2: {"clip", "datasets"},
     3: {"spatext", "reco", "baselines"},
     4: {"training", "evaluation", "zoo"},
-    5: {"widgets", "cli", "commands", "doctor", "tour"},
+    5: {"widgets", "exercises", "cli", "commands", "doctor", "tour"},
 }
 # Helpers stand on the floor of the module that they serve.
 FLOORS[1] |= {"rle", "places", "charts", "pictures"}
@@ -222,6 +222,16 @@ def test_each_python_file_names_its_licence():
             assert first == "# SPDX-License-Identifier: Apache-2.0", path.relative_to(ROOT)
 
 
+def test_scripts_and_styles_keep_to_the_house():
+    """What ruff does for Python: a licence in the first line, 100 characters at most."""
+    for path in project_files():
+        if path.suffix in {".js", ".css"}:
+            lines = path.read_text().splitlines()
+            assert "SPDX-License-Identifier: Apache-2.0" in lines[0], path.relative_to(ROOT)
+            long = [number for number, line in enumerate(lines, start=1) if len(line) > 100]
+            assert long == [], f"{path.relative_to(ROOT)}: lines {long} are too long"
+
+
 def test_licences_are_whole():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text
@@ -234,6 +244,14 @@ def test_ci_runs_the_readmes_test_command():
     assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is not executable"
     assert "make test" in (ROOT / "README.md").read_text()
     assert "make tour" in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_pictures_are_there_small_and_told():
+    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", (ROOT / "README.md").read_text())
+    assert len(pictures) >= 5
+    for alt, path in pictures:
+        assert len(alt) > 20, f"{path} has the alt text {alt!r}"
+        assert (ROOT / path).stat().st_size < 150_000, path
 
 
 FOREIGN = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatext_lab import tour
+from spatext_lab import tour, zoo
 from spatext_lab.datasets.coco import write_coco
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket_texts import COLOUR_WORDS, KIND_WORDS, STUFF_WORDS
@@ -325,7 +325,7 @@ def test_a_cell_is_escaped_unless_it_is_html():
 
 
 def test_a_wheel_without_the_subset_draws_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_DATA", (tmp_path / "nowhere",))
+    monkeypatch.setattr(zoo, "_DATA", (tmp_path / "nowhere",))
     monkeypatch.setattr(plan, "COCO_SCENES", 3)
     root = plan.coco_subset(tmp_path / "scratch")
     assert len(list((root / "train2017").glob("*.png"))) == 3

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from spatext_lab import zoo
 from spatext_lab.scene import Scene
 from spatext_lab.tour import adapt, looking, measure, photos
 from spatext_lab.tour.page import Page, finish, start
-from spatext_lab.tour.plan import Budget, Section, Tour, quiet, shipped
+from spatext_lab.tour.plan import Budget, Section, Tour, quiet
 
 __all__ = ["Budget", "run"]
 
@@ -55,7 +56,7 @@ def run(
     photos, FileNotFoundError for a missing scene, model or COCO folder, before the work begins.
     """
     began, out = time.perf_counter(), Path(out).resolve()
-    asked = Scene.load(scene or shipped(SCENE))
+    asked = Scene.load(scene or zoo.shipped(SCENE))
     partial = start(out)
     try:
         found = photos.read(Path(coco), budget) if coco else None

@@ -20,8 +20,6 @@ from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour.markup import Html
 from spatext_lab.tour.page import Page
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_DATA = (_PACKAGE.parent / "data", _PACKAGE / "_data")  # of a checkout; of an installed wheel
 COCO_SCENES = 256  # training scenes of the shipped COCO-format subset
 
 
@@ -86,18 +84,10 @@ class Tour:
 Section = Callable[[Tour], list[Html]]
 
 
-def shipped(name: str) -> Path:
-    """A file or folder of data/. Raises FileNotFoundError where it is not."""
-    for place in _DATA:
-        if (place / name).exists():
-            return place / name
-    raise FileNotFoundError(f"{_DATA[0] / name} is missing: run `git checkout -- data`")
-
-
 def coco_subset(scratch: Path) -> Path:
     """data/pocket-coco; where it did not come along (an installed wheel), it is drawn anew."""
     try:
-        return shipped("pocket-coco")
+        return zoo.shipped("pocket-coco")
     except FileNotFoundError:
         write_coco(scratch, "train", (pocket_item("train", i) for i in range(COCO_SCENES)))
         return scratch

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How loud is each condition? A picture for every pair of scales, drawn once, then looked up.
+
+    grid = explore("outputs/grid.json", spatext, scene)   # computed the first time, with a bar
+    grid                                                  # sliders; they work without a kernel too
+    grid.picture(caption=2.0, map=4.0)                    # the same by code
+
+A slider that samples would answer after a second; this one answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spatext_lab.diffusion import initial_noise, to_x0_eps
+from spatext_lab.pictures import enlarged
+from spatext_lab.scene import Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.unet import UNetDenoiser
+from spatext_lab.widgets.grids import Grid
+
+SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
+LARGEST = 256  # pixels of a picture in the file
+QUALITY = 80  # of WebP: a 64 x 64 picture takes about a kilobyte
+
+
+def explore(
+    path: str | os.PathLike,
+    pipeline: SpaTextPipeline,
+    scene: Scene,
+    *,
+    captions: Sequence[float] = SCALES,
+    maps: Sequence[float] = SCALES,
+    steps: Sequence[int] = (5, 10),
+    seeds: int = 2,
+    progress: bool | None = None,
+) -> Grid:
+    """The grid of a file; computed anew, and the file written, if there is none or it is stale.
+
+    Stale is a file whose scene, scales, steps, seeds or model weights are not these.
+    captions, maps: scales to draw with; steps: numbers of steps; seeds: 0 ... seeds - 1.
+    progress: a bar while it computes; if not given, yes, but not where the variable `CI` is set.
+
+    Raises ValueError for an empty list and for settings that the pipeline refuses.
+    """
+    asked = {
+        "scene": scene.to_json(),
+        "captions": [float(s) for s in captions],
+        "maps": [float(s) for s in maps],
+        "steps": list(steps),
+        "seeds": list(range(seeds)),
+        "model": fingerprint(pipeline),
+    }
+    for name in ("captions", "maps", "steps", "seeds"):
+        if not asked[name]:
+            raise ValueError(f"{name} is empty: give at least one")
+    if Path(path).exists() and (found := Grid.load(path)).parameters == asked:
+        return found
+    progress = "CI" not in os.environ if progress is None else progress
+    grid = _compute(pipeline, scene, asked, progress)
+    grid.save(path)
+    return grid
+
+
+def fingerprint(pipeline: SpaTextPipeline) -> str:
+    """A digest of all weights: other weights, another digest."""
+    digest = hashlib.sha256()
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.clip, pipeline.prior):
+        for values in _weights(part):
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _weights(part: Any, depth: int = 2) -> Iterator[torch.Tensor]:
+    """The tensors of a module, or of an object that holds some (CLIP, a prior), in fixed order."""
+    if isinstance(part, torch.nn.Module):
+        yield from part.state_dict().values()
+    elif isinstance(part, torch.Tensor):
+        yield part
+    elif depth and hasattr(part, "__dict__"):
+        for value in vars(part).values():
+            yield from _weights(value, depth - 1)
+
+
+def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: bool) -> Grid:
+    from tqdm.auto import tqdm
+
+    seeds = asked["seeds"]
+    cells = list(product(asked["captions"], asked["maps"], asked["steps"]))
+    condition = pipeline.condition([scene] * len(seeds))
+    pictures = {}
+    for s, r, steps in tqdm(cells, "drawing the grid", disable=not progress, leave=False):
+        settings = {"guidance_scale": s, "region_guidance_scale": r, "steps": steps}
+        *_, last = pipeline.sample(condition, seed=0, **settings)
+        for seed, picture in zip(seeds, pipeline.decode(last.x_0), strict=True):
+            pictures[s, r, steps, seed] = _webp(picture)
+    film = directions(pipeline, scene, steps=max(asked["steps"]))
+    return Grid(asked, pictures, tuple({k: _webp(v) for k, v in step.items()} for step in film))
+
+
+# SpaText, arXiv 2211.14305, section 3.3: delta_i = eps(x_t | c_i alone) - eps(x_t | null)
+@torch.no_grad()
+def directions(
+    pipeline: SpaTextPipeline, scene: Scene, *, seed: int = 0, steps: int = 10, scale: float = 2.0
+) -> list[dict[str, Image.Image]]:
+    """The directions of guidance as pictures, for each step of one sampling with both scales alike.
+
+    "seen" is the clean picture that the guided network sees in x_t, "null" what it sees with
+    nothing told. "caption" and "map" show what each changes in that, told alone: grey is nothing.
+    """
+    condition, network = pipeline.condition([scene]), UNetDenoiser(pipeline.unet)
+    levels, kind = pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type
+
+    def seen(x_t: torch.Tensor, t: int, question: Any) -> np.ndarray:
+        when = torch.tensor([t], device=x_t.device)
+        x_0, _ = to_x0_eps(network(x_t, when, question), x_t, when, levels.to(x_t.device), kind)
+        return np.asarray(pipeline.decode(x_0)[0], np.float32)
+
+    shape = (pipeline.unet.config.out_channels, pipeline.latent_size, pipeline.latent_size)
+    x_t, film = initial_noise([seed], shape).to(pipeline.device), []
+    settings = {"guidance_scale": scale, "region_guidance_scale": scale, "steps": steps}
+    for step in pipeline.sample(condition, seed=seed, **settings):
+        null, caption, map_ = (
+            seen(x_t, step.t, question) for question in (condition.null(), *condition.singles())
+        )
+        shown = {"null": null, "caption": 128 + caption - null, "map": 128 + map_ - null}
+        frame = {name: _picture(values) for name, values in shown.items()}
+        film.append({"seen": pipeline.decode(step.x_0)[0]} | frame)
+        x_t = step.x_t
+    return film
+
+
+def _picture(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def _webp(picture: Image.Image) -> bytes:
+    small = enlarged(picture, LARGEST) if max(picture.size) > LARGEST else picture
+    small.save(buffer := io.BytesIO(), format="WEBP", quality=QUALITY, method=6)
+    return buffer.getvalue()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of one scene under many settings, looked up and not drawn: in memory, file and page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from spatext_lab.scene import Scene
+from spatext_lab.widgets.sources import markup
+
+Key = tuple[float, float, int, int]  # scale of the caption, of the map, steps, seed
+
+
+@dataclass(frozen=True, repr=False)
+class Grid:
+    """Pictures of one scene under many settings; shows itself with sliders.
+
+    parameters: all that the pictures depend on, the model's fingerprint included.
+    pictures:   WebP bytes by (caption scale, map scale, steps, seed).
+    film:       for each step of one sampling the pictures "seen", "null", "caption" and "map", as
+                `directions` has them.
+    """
+
+    parameters: dict[str, Any]
+    pictures: dict[Key, bytes]
+    film: tuple[dict[str, bytes], ...]
+
+    def picture(
+        self, caption: float, map: float, steps: int | None = None, seed: int = 0
+    ) -> Image.Image:
+        """What the sliders show there; `steps` is the most there are if not given.
+
+        Raises ValueError for settings that were not drawn.
+        """
+        key = (caption, map, steps or max(self.parameters["steps"]), seed)
+        if key not in self.pictures:
+            have = {name: self.parameters[name] for name in ("captions", "maps", "steps", "seeds")}
+            raise ValueError(f"caption, map, steps, seed are {key}; drawn are {have}")
+        return Image.open(io.BytesIO(self.pictures[key])).convert("RGB")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a JSON file; an existing one is replaced only when the new one is complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(json.dumps({"format": "spatext-grid", "version": 1} | self._plain()))
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Grid:
+        """Read what `save` wrote; raises ValueError, the path in front, for anything else."""
+        try:
+            file = json.loads(Path(path).read_text())
+            if (file["format"], file["version"]) != ("spatext-grid", 1):
+                raise ValueError(f"format is {file['format']!r}, version {file['version']!r}")
+            pictures = map(base64.b64decode, file["pictures"])
+            film = [{k: base64.b64decode(v) for k, v in step.items()} for step in file["film"]]
+            drawn = dict(zip(keys(file["parameters"]), pictures, strict=True))
+            return cls(file["parameters"], drawn, tuple(film))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a grid of pictures: {error!r}") from None
+
+    def __repr__(self) -> str:
+        return f"<Grid: {len(self.pictures)} pictures, {len(self.film)} steps of directions>"
+
+    def _plain(self) -> dict[str, Any]:
+        def encoded(data: bytes) -> str:
+            return base64.b64encode(data).decode("ascii")
+
+        film = [{name: encoded(data) for name, data in step.items()} for step in self.film]
+        pictures = [encoded(self.pictures[key]) for key in keys(self.parameters)]
+        return {"parameters": self.parameters, "pictures": pictures, "film": film}
+
+    def _repr_html_(self) -> str:
+        # Without scripts (a notebook that is not trusted yet), one picture is left to see.
+        first = base64.b64encode(self.pictures[keys(self.parameters)[0]]).decode("ascii")
+        caption = Scene.from_json(self.parameters["scene"]).caption
+        return markup("explorer", self._plain() | {"caption": caption}, first, caption)
+
+
+def keys(parameters: dict[str, Any]) -> list[Key]:
+    """The settings in the order in which a file has their pictures."""
+    return list(product(*(parameters[name] for name in ("captions", "maps", "steps", "seeds"))))

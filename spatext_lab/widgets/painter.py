@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scene painted by hand: a label map, a text for each region, and boxes where one likes them.
+
+    painter = Painter()      # shows itself in a notebook; or Painter(scene) to go on with one
+    painter.scene            # what has been painted so far, at every moment
+
+The same without a pointer, pixel for pixel:
+
+    k = painter.add("a red ball")
+    painter.paint(k, [(20, 30), (40, 30)], size=9)
+    painter.box(painter.add("a blue house"), (0.5, 0.25, 0.9, 0.75))
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+from ipywidgets.widgets.trait_types import CByteMemoryView
+from jaxtyping import Bool, UInt8
+
+from spatext_lab import figures, places
+from spatext_lab.pictures import EMPTY, PALETTE, png
+from spatext_lab.scene import DEFAULT_CAPTION, DEFAULT_TEXT, Region, Scene
+from spatext_lab.widgets import strokes
+from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.sources import script, style
+
+MOST_REGIONS = 255  # a label is one byte, and 0 is nobody
+THUMBNAIL = 72  # pixels
+
+
+class Painter(anywidget.AnyWidget):
+    """A widget to paint a scene with; `painter.scene` is what has been painted so far.
+
+    scene:      one to go on with. What a later region hides of a painted one is given up, for a
+                label map holds one region at each pixel; what is seen stays as it was.
+    size:       (height, width) of the label map, or one number for both; a scene that has masks
+                brings its own.
+    background: a picture to paint over, as `figures.to_image` takes it.
+
+    Raises ValueError for a size below 1 and for more than 255 regions.
+    """
+
+    _esm = script("painter")
+    _css = style("painter")
+
+    height = traitlets.Int().tag(sync=True)
+    width = traitlets.Int().tag(sync=True)
+    # Row by row, a byte a pixel. Plain `Bytes` would never hear from the browser.
+    labels = CByteMemoryView().tag(sync=True)
+    # [{"text": "a red ball", "box": None or [x0, y0, x1, y1]}, ...]
+    regions = traitlets.List(traitlets.Dict()).tag(sync=True)
+    caption = traitlets.Unicode(DEFAULT_CAPTION).tag(sync=True)
+    background = CByteMemoryView().tag(sync=True)  # a PNG, or nothing
+    palette = traitlets.List(traitlets.List()).tag(sync=True)
+    gallery = traitlets.List(traitlets.Dict()).tag(sync=True)
+    empty_text = traitlets.Unicode(DEFAULT_TEXT).tag(sync=True)  # of a region that says nothing
+
+    def __init__(
+        self,
+        scene: Scene | None = None,
+        *,
+        size: int | tuple[int, int] = 64,
+        background: Any = None,
+    ) -> None:
+        h, w = (size, size) if isinstance(size, int) else size
+        if min(h, w) < 1:
+            raise ValueError(f"size is {size}: give (height, width) in pixels, both at least 1")
+        below = b"" if background is None else png(background, "the picture below")
+        super().__init__(
+            height=h,
+            width=w,
+            labels=bytes(h * w),
+            background=below,
+            palette=[list(EMPTY), *map(list, PALETTE)],
+            gallery=[_thumbnail(name, scene) for name, scene in presets().items()],
+        )
+        self.on_msg(self._asked)
+        if scene is not None:
+            self.scene = scene
+
+    @property
+    def label_map(self) -> UInt8[np.ndarray, "h w"]:
+        """Who is painted at each pixel: 0 nobody, k the k-th region. Boxes are not in it."""
+        return np.frombuffer(self.labels, np.uint8).reshape(self.height, self.width)
+
+    @property
+    def scene(self) -> Scene:
+        """What has been painted so far. A region without a place yet is left out."""
+        found = []
+        for k, entry in enumerate(self.regions, start=1):
+            text = entry["text"] if entry["text"].strip() else DEFAULT_TEXT
+            if entry["box"]:
+                found.append(Region(text, box=entry["box"]))
+            elif (mask := self.label_map == k).any():
+                found.append(Region(text, mask=mask))
+        return Scene(self.caption, found)
+
+    @scene.setter
+    def scene(self, scene: Scene) -> None:
+        if len(scene.regions) > MOST_REGIONS:
+            raise ValueError(
+                f"the scene has {len(scene.regions)} regions; a label map has room for "
+                f"{MOST_REGIONS}"
+            )
+        masks = [region.mask for region in scene.regions if region.is_mask]
+        h, w = masks[0].shape if masks else (self.height, self.width)
+        labels = np.zeros((h, w), np.uint8)
+        for k, region in enumerate(scene.regions, start=1):
+            if region.is_mask:
+                labels[region.mask] = k
+        regions = [_entry(r.text, None if r.is_mask else r.box) for r in scene.regions]
+        self._set(height=h, width=w, labels=labels, regions=regions, caption=scene.caption)
+
+    def add(self, text: str = "") -> int:
+        """A new region, without a place yet; returns its number, counted from 1."""
+        if len(self.regions) == MOST_REGIONS:
+            raise ValueError(f"there are {MOST_REGIONS} regions; a label map has no room for more")
+        self._set(regions=[*self.regions, _entry(text, None)])
+        return len(self.regions)
+
+    def rename(self, k: int, text: str) -> None:
+        """Another text for region k."""
+        self._set(regions=self._with(k, text=text))
+
+    def remove(self, k: int) -> None:
+        """Takes region k away; those after it move up by one number."""
+        regions, labels = self._with(k), self.label_map.copy()
+        labels[labels == k] = 0
+        labels[labels > k] -= 1
+        self._set(labels=labels, regions=[*regions[: k - 1], *regions[k:]])
+
+    def paint(self, k: int, points: Sequence[Any], size: int = 5) -> None:
+        """One stroke of the brush for region k, through pixels (x, y); 0 erases.
+
+        size: the brush's diameter in pixels. A region that was a box becomes a painted one.
+        """
+        self._cover(k, strokes.stroke(points, size, self.height, self.width))
+
+    def fill(self, k: int, at: Any) -> None:
+        """Gives region k all that hangs together with the pixel at (x, y); 0 empties it."""
+        self._cover(k, strokes.flood(self.label_map, at))
+
+    def box(self, k: int, box: Any) -> None:
+        """Region k becomes the box (x0, y0, x1, y1), fractions of the picture, as everywhere.
+
+        The pointer's boxes end between pixels: for instance 8/64.
+        """
+        regions = self._with(k, box=list(places.checked_box(box)))
+        labels = self.label_map.copy()
+        labels[labels == k] = 0
+        self._set(labels=labels, regions=regions)
+
+    def clear(self) -> None:
+        """An empty sheet: no region, no box; the caption stays."""
+        self._set(labels=np.zeros_like(self.label_map), regions=[])
+
+    def __repr__(self) -> str:
+        return f"<Painter: {len(self.regions)} regions on {self.height} x {self.width} pixels>"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        """The widget, and for pages without a kernel a picture of what is painted now."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        picture = png(figures.draw_scene(self.scene), "the scene in the painter")
+        return data | {"image/png": b64encode(picture).decode("ascii")}, metadata
+
+    def _cover(self, k: int, mask: Bool[np.ndarray, "h w"]) -> None:
+        labels = self.label_map.copy()
+        labels[mask] = k
+        self._set(labels=labels, regions=self._with(k, box=None) if k else self.regions)
+
+    def _with(self, k: int, **change: Any) -> list[dict]:
+        """The regions, with a change in the k-th."""
+        if not 1 <= k <= len(self.regions):
+            raise ValueError(f"region is {k}; there are regions 1 to {len(self.regions)}")
+        regions = [dict(entry) for entry in self.regions]
+        regions[k - 1] |= change
+        return regions
+
+    def _set(self, **state: Any) -> None:
+        """All at once, so that no observer ever sees a map and regions that do not fit."""
+        if "labels" in state:
+            state["labels"] = state["labels"].tobytes()
+        with self.hold_sync(), self.hold_trait_notifications():
+            for name, value in state.items():
+                setattr(self, name, value)
+
+    @traitlets.validate("labels")
+    def _checked_labels(self, proposal: Mapping) -> memoryview:
+        if len(proposal["value"]) != self.height * self.width:
+            raise traitlets.TraitError(
+                f"labels has {len(proposal['value'])} bytes for {self.height} x {self.width} pixels"
+            )
+        return proposal["value"]
+
+    @traitlets.validate("regions")
+    def _checked_regions(self, proposal: Mapping) -> list[dict]:
+        try:
+            return [_entry(entry["text"], entry["box"]) for entry in proposal["value"]]
+        except (KeyError, ValueError) as error:
+            raise traitlets.TraitError(f"regions: {error}") from None
+
+    def _asked(self, _: Any, message: dict, __: Any) -> None:
+        """What the buttons ask for: a preset by name, a scene from a file, the file of this one."""
+        if "preset" in message:
+            self.scene = presets()[message["preset"]]
+        elif "json" in message:
+            try:
+                self.scene = Scene.from_json(message["json"])
+            except ValueError as error:
+                self.send({"problem": str(error)})
+        elif "save" in message:
+            self.send({"json": self.scene.to_json()})
+
+
+def _entry(text: Any, box: Any) -> dict:
+    if not isinstance(text, str):
+        raise ValueError(f"text is {text!r:.80}, not a text")
+    return {"text": text, "box": box and list(places.checked_box(box))}
+
+
+def _thumbnail(name: str, scene: Scene) -> dict:
+    picture = figures.draw_scene(scene, THUMBNAIL, numbers=False)
+    title = name.replace("-", " ")
+    return {"name": name, "title": title, "png": png(picture, scene.caption)}

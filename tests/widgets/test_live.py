@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live picture without a browser: what the buttons ask for and what is sent back."""
+
+import io
+import json
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+from PIL import Image
+
+from spatext_lab import Region, Scene, SpaTextPipeline, TextToImagePipeline
+from spatext_lab.diffusion import SampleStep
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.text_encoder import grow
+from spatext_lab.widgets.live import KEPT, Live, frames
+from spatext_lab.widgets.painter import Painter
+from tests.tiny import tiny_model
+
+SCENE = Scene("a meadow", [Region("a red ball", box=(0.25, 0.25, 0.75, 0.75))])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def spatext(folder) -> SpaTextPipeline:
+    return SpaTextPipeline.from_pretrained(folder / "spatext")
+
+
+class Toy(TextToImagePipeline):
+    """Its picture is the seed; it counts its steps and can be made to wait."""
+
+    def __init__(self) -> None:
+        self.drawn, self.go, self.at = [], threading.Event(), threading.Semaphore(0)
+        self.go.set()
+
+    def stream(self, scene, *, seed, steps, guidance_scale, region_guidance_scale):
+        if seed == 13:
+            raise ValueError("seed 13 is unlucky: take another")
+        if seed == 98:
+            warnings.warn("seed 98 is large", stacklevel=1)
+        for step in range(steps):
+            self.at.release()
+            self.go.wait()
+            x = torch.full((1, 1, 1, 1), float(seed))
+            self.drawn.append((seed, step))
+            yield SampleStep(step, 0, x, x)
+
+    def decode(self, latents):
+        return [Image.new("RGB", (4, 4), (int(latents), 0, 0))]
+
+
+class Seen(Live):
+    """Keeps what it sends."""
+
+    def __init__(self, *args) -> None:
+        self.sent = []
+        super().__init__(*args)
+
+    def send(self, content, buffers=None):
+        self.sent.append((content, buffers))
+
+    def press(self, what: str) -> None:
+        self._handle_custom_msg({what: True}, [])
+
+    def wait(self) -> list[dict]:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return [content for content, _ in self.sent]
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+@pytest.fixture
+def live(toy) -> Seen:
+    return Seen(Painter(SCENE), {"toy": toy})
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_it_draws_what_the_pipeline_draws(spatext, scale):
+    live = Seen(Painter(SCENE), {"SpaText": spatext})
+    live.seed, live.steps, live.guidance_scale, live.region_guidance_scale = 5, 3, 1.5, scale
+    want = np.asarray(
+        spatext(SCENE, seed=5, steps=3, guidance_scale=1.5, region_guidance_scale=scale)
+    )
+    live.press("draw")
+    *steps, last = live.wait()
+    assert [step["done"] for step in steps] == [1, 2, 3]
+    assert last == {"finished": True, "notes": []}
+    assert np.array_equal(pixels(live.sent[2][1][0]), want)
+    assert np.array_equal(pixels(live.picture), want)
+
+
+def test_code_and_button_agree(spatext):
+    button, code = (Seen(Painter(SCENE), {"SpaText": spatext}) for _ in range(2))
+    button.press("draw")
+    button.wait()
+    assert np.array_equal(np.asarray(code.draw()), pixels(button.picture))
+    assert bytes(code.picture) == bytes(button.picture)
+    assert code.alt == button.alt
+    assert "a red ball" in code.alt
+
+
+def test_the_file_says_how_it_was_made(live):
+    live.draw()
+    about = Image.open(io.BytesIO(live.picture)).text
+    made = json.loads(about["Parameters"])
+    assert Scene.from_json(made.pop("scene")) == SCENE
+    scales = {"guidance_scale": 2.0, "region_guidance_scale": None}
+    assert made == {"method": "toy", "seed": 0, "steps": 10, **scales}
+
+
+def test_the_same_wish_is_not_drawn_twice(live, toy):
+    live.draw()
+    count = len(toy.drawn)
+    live.press("draw")
+    assert live.wait()[-1]["finished"]
+    assert len(toy.drawn) == count
+    live.seed = 1
+    live.draw()
+    assert len(toy.drawn) == 2 * count
+    live.painter.caption = "another"
+    live.draw()
+    assert len(toy.drawn) == 3 * count
+    live.steps = 1
+    for live.seed in range(100, 101 + KEPT):
+        live.draw()
+    assert len(live._drawn) == KEPT
+
+
+def test_a_stop_comes_between_two_steps(live, toy):
+    toy.go.clear()
+    live.press("draw")
+    toy.at.acquire()  # it is within the first step
+    live.press("stop")
+    toy.go.set()
+    assert live.wait()[-1] == {"stopped": True}
+    assert len(toy.drawn) == 1
+    assert not live.picture
+    live.press("draw")  # what was broken off is not remembered as finished
+    assert live.wait()[-1]["finished"]
+    assert len(toy.drawn) == 1 + live.steps
+
+
+def test_a_second_wish_ends_the_first(live, toy):
+    toy.go.clear()
+    live.press("draw")
+    toy.at.acquire()
+    live.seed = 7
+    live.press("draw")
+    assert not toy.at.acquire(timeout=0.3)  # the second has not begun
+    toy.go.set()
+    assert live.wait()[-1]["finished"]
+    assert [seed for seed, _ in toy.drawn] == [0] + [7] * live.steps  # never side by side
+    assert pixels(live.picture)[0, 0, 0] == 7
+
+
+def test_a_problem_is_told(live):
+    live.seed = 13
+    live.press("draw")
+    assert live.wait() == [{"problem": "seed 13 is unlucky: take another"}]
+
+
+def test_a_warning_is_told(live):
+    live.seed = 98
+    live.press("draw")
+    assert live.wait()[-1] == {"finished": True, "notes": ["seed 98 is large"]}
+
+
+def test_only_a_method_with_a_map_is_given_its_scale(spatext, toy):
+    live = Seen(Painter(SCENE), {"SpaText": spatext, "toy": toy})
+    assert live.methods == [{"name": "SpaText", "map": True}, {"name": "toy", "map": False}]
+    live.region_guidance_scale = 4.0
+    assert live.wish.region_guidance_scale == 4.0
+    live.method = "toy"
+    assert live.wish.region_guidance_scale is None
+
+
+def test_bad_input_is_named(live):
+    with pytest.raises(ValueError, match="pipelines is empty"):
+        Live(Painter(), {})
+    with pytest.raises(traitlets.TraitError, match="there are toy"):
+        live.method = "magic"
+    with pytest.raises(traitlets.TraitError):
+        live.steps = 0
+
+
+def test_the_last_frame_is_the_picture(spatext):
+    wish = Live(Painter(SCENE), {"SpaText": spatext}).wish
+    *_, (done, last) = frames(spatext, wish)
+    assert done == wish.steps
+    assert np.array_equal(np.asarray(last), np.asarray(spatext(SCENE, **wish.settings)))
+
+
+def test_side_by_side(live):
+    assert live.beside().children == (live.painter, live)
+
+
+def test_reco_draws_too(folder, spatext):
+    encoder, tokenizer = grow(spatext.text_encoder, spatext.tokenizer, 16, 77)
+    unet = TextToImagePipeline.from_pretrained(folder / "text-to-image").unet
+    reco = ReCoPipeline(unet, spatext.vae, encoder, tokenizer, spatext.scheduler)
+    live = Live(Painter(SCENE), {"SpaText": spatext, "ReCo": reco})
+    live.method, live.steps, live.region_guidance_scale = "ReCo", 2, 3.0
+    assert np.array_equal(live.draw(), reco(SCENE, seed=0, steps=2))
+
+
+def test_a_text_model_has_no_map(spatext):
+    parts = (spatext.unet, spatext.vae, spatext.text_encoder, spatext.tokenizer, spatext.scheduler)
+    live = Live(Painter(), {"text": TextToImagePipeline(*parts)})
+    assert live.methods == [{"name": "text", "map": False}]
