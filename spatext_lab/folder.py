@@ -77,6 +77,11 @@ class ModelFolder:
         return {}
 
 
+def kind_of(folder: Path) -> str:
+    """The class that a model folder was written by, as its index says."""
+    return json.loads((folder / INDEX).read_text())["_class_name"]
+
+
 # Our own parts, by class; imported only where a folder has one.
 _OURS = {
     "Clip": "spatext_lab.clip",

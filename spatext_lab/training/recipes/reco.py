@@ -22,6 +22,7 @@ from spatext_lab.datasets.coco_json import thing_names
 from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import Condition, training_loss
+from spatext_lab.folder import kind_of
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import bin_ids, is_thin
@@ -103,9 +104,10 @@ def started(
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; there are {', '.join(VARIANTS)}")
     base = TextToImagePipeline.from_pretrained(folder, device)
-    if known := len(bin_ids(base.tokenizer)):
+    known, spoken = len(bin_ids(base.tokenizer)), kind_of(folder) == "PositionalWordsPipeline"
+    if known or spoken:
         _check_no_words(f"the base has {known} bins already", bins, init)
-        return _gone_on_with(folder, device, variant)
+        return _gone_on_with(folder, device, variant, spoken)
     if aided:
         clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
         base = aided_base(base, clip)
@@ -136,15 +138,14 @@ def _check_no_words(why: str, bins: int | None, init: str | None) -> None:
             raise ValueError(f"{name} is {value!r}; {why}, leave it out")
 
 
-def _gone_on_with(folder: Path, device: str, variant: str) -> ReCoPipeline:
+def _gone_on_with(folder: Path, device: str, variant: str, spoken: bool) -> ReCoPipeline:
     """The model of a ReCo folder, if the variant is one that it can go on as."""
-    model = ReCoPipeline.from_pretrained(folder, device)
+    kind = PositionalWordsPipeline if spoken else ReCoPipeline
+    model = kind.from_pretrained(folder, device)
     able = ("after",) if model.positions == "after" else ("reco", "contrastive")
+    able = ("words",) if spoken else able
     if variant not in able:
-        raise ValueError(
-            f"variant is {variant!r}; the base puts positions in {model.positions} the text "
-            f"transformer and can go on as {' or '.join(able)}"
-        )
+        raise ValueError(f"variant is {variant!r}; the base can go on as {' or '.join(able)} only")
     return model
 
 

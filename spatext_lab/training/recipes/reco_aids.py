@@ -33,8 +33,12 @@ def aided_base(base: TextToImagePipeline, clip: Clip) -> TextToImagePipeline:
     """`base` with CLIP's text transformer as its text encoder, as Stable Diffusion has it, and with
     coordinates as further inputs of its U-Net.
 
-    `base` is left as it was. Draws random weights: seed torch before.
+    `base` is left as it was. Draws random weights: seed torch before. Raises ValueError where the
+    two have different vocabularies.
     """
+    words = clip.config["model_cfg"]["text_cfg"]["vocab_size"]
+    if words != len(base.tokenizer):
+        raise ValueError(f"the aids' CLIP has {words} words, the base {len(base.tokenizer)}")
     length = base.text_encoder.config.max_position_embeddings
     text_encoder = clip.text_transformer(length).to(base.device)
     captions = [pocket_item("train", i).captions[i % 5] for i in range(TEXTS)]
