@@ -160,7 +160,10 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
             {"name": "toy", "data": Path("coco")},
             "data is coco; toy takes none, these do: spatext, reco",
         ),
-        ({"name": "toy", "base": "pocket"}, "base is pocket; toy takes none, only text-to-image, "),
+        (
+            {"name": "toy", "base": "pocket"},
+            "base is pocket; toy takes none, these do: text-to-image",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):
