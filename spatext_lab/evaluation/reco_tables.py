@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from spatext_lab import zoo
+from spatext_lab.datasets.paintskills import SKILLS, SPLITS
 from spatext_lab.evaluation.layouts import layout_tasks
 from spatext_lab.evaluation.report import evaluate
 from spatext_lab.evaluation.skills import evaluate_skills
@@ -31,6 +33,7 @@ INITS = ("smooth", "mean", "normal")
 LAYOUT_COLUMNS = {
     "AP": "ap",
     "AP50": "ap50",
+    "AP50 of places": "ap50_place",
     "accuracy": "region_accuracy",
     "seen": "region_accuracy_seen",
     "held out": "region_accuracy_heldout",
@@ -55,7 +58,8 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
     """Writes all tables as Markdown and JSON into `out`; rows without a model are left out."""
     names, rows = zip(*layouts(scenes, model, variants), strict=True)
     write(out, "layouts", rows, names, LAYOUT_COLUMNS)
-    rows = [evaluate_skills(m, prompts=scenes, model=model) for m in ("text", "reco", "true")]
+    prompts = min(scenes, *(SPLITS[skill]["val"] for skill in SKILLS))
+    rows = [evaluate_skills(m, prompts=prompts, model=model) for m in ("text", "reco", "true")]
     write(out, "skills", rows, ["text-to-image", "ReCo", "true pictures"], SKILL_COLUMNS)
     rows = [bins_row(bins, scenes, variants) for bins in BINS]
     write(out, "bins", rows, [f"{bins} bins" for bins in BINS], BIN_COLUMNS)
@@ -102,8 +106,9 @@ def init_row(init: str, scenes: int, variants: Path | None) -> dict:
 
 def _layout_row(method: str, scenes: int, model: str) -> dict:
     row = evaluate(method, scenes=scenes, model=model, protocol="boxes")
-    card = Path(model) / "card.json"
-    if card.is_file():
+    shipped = {"reco": "reco", "words": "reco-words", "text": "text-to-image"}.get(method, "")
+    place = Path(model) if zoo.is_pipeline(model) else zoo.root(model) / shipped
+    if shipped and (card := place / "card.json").is_file():
         row["steps"] = json.loads(card.read_text())["plan"]["steps"]
     return row
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -44,13 +44,14 @@ def watched(unet: UNet2DConditionModel) -> Iterator[list[Float[Tensor, "b n l"]]
     """
     seen: list[Tensor] = []
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
+    before = [layer.processor for layer in layers]
     for layer in layers:
         layer.set_processor(_Watch(seen))
     try:
         yield seen
     finally:
-        for layer in layers:
-            layer.set_processor(AttnProcessor2_0())
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)
 
 
 def attention_loss(
@@ -69,7 +70,7 @@ def attention_loss(
             [torch.from_numpy(scene.label_map(side, side)).flatten() for scene in scenes]
         ).to(layer.device)
         its = (labels[:, :, None] == owners[:, None, :].to(layer.device)) & (labels > 0)[..., None]
-        paid = (layer * its).sum(-1)[labels > 0]
+        paid = (layer * its).sum(-1)[its.any(-1)]  # a region that did not fit has no tokens
         losses.append(-paid.clamp_min(1e-6).log())
     paid = torch.cat(losses)
     return paid.mean() if len(paid) else weights[0].sum() * 0

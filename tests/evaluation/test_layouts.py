@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from spatext_lab.evaluation import layouts
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.layouts import (
     Detection,
+    anything,
     box_ap,
     box_correct,
     detections,
@@ -146,6 +148,16 @@ def test_exact_boxes_are_perfect_and_none_are_nothing():
     exact = [[Detection(kind, None, 1.0, box) for kind, box in row] for row in asked]
     assert box_ap(exact, asked) == {"ap": 1.0, "ap50": 1.0}
     assert box_ap([[] for _ in asked], asked) == {"ap": 0.0, "ap50": 0.0}
+
+
+def test_places_count_whatever_is_there():
+    found, asked = shaken(list(layout_tasks(40)), 0)
+    right = [[replace(one, label="cup") for one in row] for row in found]
+    places = box_ap(*anything(found, asked))["ap50"]
+    assert places == pytest.approx(
+        slow_ap(right, [[("cup", box) for _, box in row] for row in asked])[1], abs=2e-3
+    )
+    assert places > box_ap(found, asked)["ap50"]  # a fifth has the wrong kind
 
 
 BOX = (0.25, 0.25, 0.75, 0.75)  # 32 x 32 pixels from (16, 16)
