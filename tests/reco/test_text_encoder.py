@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from spatext_lab.reco.text_encoder import INITS, grow
+from spatext_lab.reco.position_tokens import bin_ids
+from spatext_lab.reco.text_encoder import INITS, forget, grow
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 BINS, LENGTH, WIDTH = 32, 154, 16
@@ -254,3 +255,18 @@ def test_nothing_grows_twice(old, tokenizer):
     grown = grow(old, tokenizer, BINS, LENGTH)
     with pytest.raises(ValueError, match="32 bins already; start from a base without any"):
         grow(*grown, BINS, LENGTH)
+
+
+def test_forgetting_leaves_the_old_words_alone_and_growing_goes_on(old, tokenizer):
+    grown, more = grow(old, tokenizer, BINS, LENGTH)
+    plain = forget(grown, tokenizer)
+    assert torch.equal(words(plain), words(old))
+    assert len(words(grown)) == len(words(old)) + BINS  # the argument is as it was
+    again, other = grow(plain, tokenizer, 5, LENGTH)
+    assert len(bin_ids(other)) == 5
+    assert torch.equal(states(again, tokenizer, 77), states(old, tokenizer, 77))
+    with pytest.raises(ValueError, match=f"the tokenizer has {BINS} bins; give the one from befor"):
+        forget(grown, more)
+    plain.resize_token_embeddings(9, mean_resizing=False)
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ words, the text encoder 9 rows"):
+        forget(plain, tokenizer)
