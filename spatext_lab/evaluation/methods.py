@@ -136,7 +136,7 @@ def _true(model: str, settings: dict[str, Any]) -> Draw:
 JOINT = {"steps": 10, "guidance_scale": 2.0}
 MULTI_SCALE = {"steps": 10, "guidance_scale": 1.5, "region_guidance_scale": 2.0}
 
-RECO = {"steps": 10, "guidance_scale": 3.0}
+RECO = {"steps": 10, "guidance_scale": 2.0}
 
 _SPATEXT = _pipeline(SpaTextPipeline, "spatext")
 METHODS = {

@@ -106,7 +106,7 @@ RECIPES = {
             "reco",
             "reco",
             "reco",
-            Plan(steps=11_000, lr=1e-3),
+            Plan(steps=29_000, lr=1e-3),
             0.3,
             "draws pocket scenes: a caption, and texts for boxes",
             takes=("data", "base", "variant", "bins", "init", "aided"),

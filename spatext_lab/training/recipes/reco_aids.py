@@ -25,7 +25,7 @@ from spatext_lab.unet import COORDINATES
 
 TEXTS = 600  # captions by which keys and values are fitted to another text encoder
 BOX_WEIGHT = 10.0  # of a latent cell in a box, beside 1 elsewhere
-SHIFT = 6.0  # of the times towards noise
+SHIFT = 2.0  # of the times towards noise
 ATTENTION = 0.1  # how much the loss of `training/attention.py` counts
 
 
