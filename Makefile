@@ -42,7 +42,7 @@ format: $(STAMP)  ## ruff repairs what it can
 # One process a core with one thread each; a file's tests stay together, as notebooks need it.
 test: lint browser  ## lint, tests, and every notebook executed
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests $(NOTEBOOKS) -n $(CORES) --dist loadfile \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=300
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval.cfg
 
 # For the tests that drive the widgets; where there is no way without a question, they are skipped.
 browser:
