@@ -15,7 +15,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition, Denoiser
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import Denoiser
 
 
 # Classifier-free guidance, arXiv 2207.12598, equation 6; SpaText, arXiv 2211.14305, section 3.3:

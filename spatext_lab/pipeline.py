@@ -10,7 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition, Denoiser, SampleStep, initial_noise, sample
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import Denoiser, SampleStep, initial_noise, sample
 from spatext_lab.folder import ModelFolder
 from spatext_lab.guidance import guided
 from spatext_lab.scene import Scene

@@ -9,7 +9,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition
+from spatext_lab.condition import Condition
 
 
 class UNetDenoiser:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab.diffusion import Condition, initial_noise, noise_schedule, sample, to_x0_eps
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import initial_noise, noise_schedule, sample, to_x0_eps
 from spatext_lab.guidance import guided, multi_guided
 
 B, SHAPE = 3, (2, 4, 4)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 NOT_PINNED = re.compile(r"^(nvidia-|cuda-|triton|pip$|setuptools$|wheel$|spatext-lab$)")
 
 FLOORS = {
-    1: {"scene", "diffusion", "guidance", "figures"},
+    1: {"scene", "condition", "diffusion", "guidance", "figures"},
     2: {"clip", "datasets"},
     3: {"spatext", "reco", "baselines"},
     4: {"training", "evaluation", "zoo"},

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab.diffusion import Condition
+from spatext_lab.condition import Condition
 from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser, coordinates
 
 T = torch.tensor([0, 999])

@@ -11,8 +11,8 @@ from PIL import Image
 
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.condition import Condition
 from spatext_lab.datasets.pocket import PocketItem, Segment
-from spatext_lab.diffusion import Condition
 from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin

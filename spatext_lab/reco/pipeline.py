@@ -10,7 +10,8 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition, Denoiser
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import Denoiser
 from spatext_lab.pipeline import RegionScale, TextToImagePipeline
 from spatext_lab.reco.position_tokens import PositionTokens, Sentence
 from spatext_lab.scene import Scene

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab.clip import Clip
-from spatext_lab.diffusion import Condition, Denoiser, SampleStep
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import Denoiser, SampleStep
 from spatext_lab.guidance import guided, multi_guided
 from spatext_lab.pipeline import RegionScale, TextToImagePipeline, listed
 from spatext_lab.scene import Scene

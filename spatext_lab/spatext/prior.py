@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition, initial_noise, sample
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import initial_noise, sample
 from spatext_lab.guidance import guided
 
 LINEAR_NAME = "linear.safetensors"

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from spatext_lab.diffusion import Condition, initial_noise
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import initial_noise
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import to_bin

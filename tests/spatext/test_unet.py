@@ -6,7 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition, noise_schedule, training_loss
+from spatext_lab.condition import Condition
+from spatext_lab.diffusion import noise_schedule, training_loss
 from spatext_lab.spatext.unet import narrow_input, widen_input
 from spatext_lab.unet import UNetDenoiser
 

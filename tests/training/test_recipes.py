@@ -17,9 +17,10 @@ from torch.testing import assert_close
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
+from spatext_lab.condition import Condition
 from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import Condition, training_loss
+from spatext_lab.diffusion import training_loss
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.pipeline import TextToImagePipeline, encode
 from spatext_lab.reco.pipeline import ReCoPipeline

@@ -107,7 +107,7 @@ RECIPES = {
             "reco",
             "reco",
             Plan(steps=29_000, lr=1e-3),
-            0.3,
+            0.23,
             "draws pocket scenes: a caption, and texts for boxes",
             takes=("data", "base", "variant", "bins", "init", "aided"),
         ),

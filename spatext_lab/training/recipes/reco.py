@@ -16,12 +16,13 @@ from torch import Tensor
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
+from spatext_lab.condition import Condition
 from spatext_lab.datasets.augment import random_view
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.coco_json import thing_names
 from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import Condition, training_loss
+from spatext_lab.diffusion import training_loss
 from spatext_lab.folder import kind_of
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline

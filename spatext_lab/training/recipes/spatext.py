@@ -10,9 +10,10 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
+from spatext_lab.condition import Condition, drop_conditions
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.pocket import COLOURS, KINDS, PATTERNS, STUFF
-from spatext_lab.diffusion import Condition, drop_conditions, training_loss
+from spatext_lab.diffusion import training_loss
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab import zoo
-from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, training_loss
+from spatext_lab.condition import Condition, drop_conditions
+from spatext_lab.diffusion import noise_schedule, training_loss
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
