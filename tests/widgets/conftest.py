@@ -2,13 +2,8 @@
 """A real JupyterLab, driven by a real browser: Debian's Chromium, by playwright."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +13,8 @@ import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
 
-ROOT = Path(__file__).parents[2]
+from tests.jupyterlab import jupyterlab
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # For a browser without a screen, run by root in a container, that asks nobody for anything.
 FLAGS = [
@@ -89,46 +85,13 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed; on Debian and Ubuntu: sudo apt install chromium")
     folder = tmp_path_factory.mktemp("lab")
-    settings = folder / "config/lab/user-settings/@jupyterlab/apputils-extension"
+    settings = folder / "jupyter_config_dir/lab/user-settings/@jupyterlab/apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (folder / "files").mkdir()
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
-        *(f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=test"),
-        *(f"--ServerApp.root_dir={folder / 'files'}",),
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    places = {
-        "PYTHONPATH": str(ROOT),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-        "JUPYTER_DATA_DIR": str(folder / "data"),
-        "IPYTHONDIR": str(folder / "ipython"),
-    }
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            command, env=os.environ | places, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/api?token=test", server, folder / "log")
-        yield f"http://127.0.0.1:{port}", folder
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(address).close()
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(log.read_text())
+    mine = ("--ip=127.0.0.1", "--IdentityProvider.token=test")
+    with jupyterlab(folder, *mine, f"--ServerApp.root_dir={folder / 'files'}") as (said, _):
+        yield f"http://127.0.0.1:{said['port']}", folder
 
 
 @contextmanager
@@ -150,10 +113,10 @@ def open_notebook(lab: tuple[str, Path], content: nbformat.NotebookNode) -> Iter
             viewport={"width": 1250, "height": 1000},
         )
         page = context.new_page()
-        before = set((folder / "runtime").glob("kernel-*.json"))
+        before = set((folder / "jupyter_runtime_dir").glob("kernel-*.json"))
         page.goto(f"{address}/lab/tree/{name}?reset&token=test")
         page.get_by_text(" | Idle").wait_for(timeout=PATIENCE)
-        (connection,) = set((folder / "runtime").glob("kernel-*.json")) - before
+        (connection,) = set((folder / "jupyter_runtime_dir").glob("kernel-*.json")) - before
         kernel = BlockingKernelClient(connection_file=str(connection))
         kernel.load_connection_file()
         kernel.start_channels()
