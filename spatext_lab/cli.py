@@ -155,6 +155,8 @@ def _add_train(to: Any) -> None:
     add("--init", choices=INITS, help="how the rows of ReCo's new tokens begin (smooth)")
     # None where it was not said, so that it is handed on only to recipes that take it
     add("--aided", action="store_true", default=None, help="ReCo for a small base")
+    relearn = "forget the position tokens of a ReCo base first, to learn others"
+    add("--relearn", action="store_true", default=None, help=relearn)
 
 
 def _add_sample(to: Any) -> None:

@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> int:
     from spatext_lab.training import run as training
 
     names = ("steps", "seed", "out", "resume", "device", "data", "base", "representation")
-    names += ("variant", "bins", "init", "aided")
+    names += ("variant", "bins", "init", "aided", "relearn")
     try:
         training.run(args.recipe, **_given(args, *names))
     except KeyboardInterrupt:

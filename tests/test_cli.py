@@ -160,7 +160,9 @@ def test_reco_has_no_region_guidance(scene_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--variant words", "--bins 8", "--init mean", "--aided"], ids=lambda o: o.split()[0]
+    "option",
+    ["--variant words", "--bins 8", "--init mean", "--aided", "--relearn"],
+    ids=lambda o: o.split()[0],
 )
 def test_what_only_reco_takes_is_refused_by_other_recipes(option, capsys):
     assert cli.main(["train", "judge", *option.split()]) == 2
@@ -254,10 +256,10 @@ def test_only_what_was_said_is_handed_on(monkeypatch):
 def test_what_is_said_of_reco_is_handed_on(monkeypatch):
     calls = []
     monkeypatch.setattr("spatext_lab.training.run.run", lambda name, **k: calls.append((name, k)))
-    typed("train reco --variant after --bins 64 --init mean --aided --base b --data d")
+    typed("train reco --variant after --bins 64 --init mean --aided --relearn --base b --data d")
     cli.main(["train", "reco"])
     plain = {"seed": 0, "resume": False, "device": "auto"}
-    said = {"variant": "after", "bins": 64, "init": "mean", "aided": True}
+    said = {"variant": "after", "bins": 64, "init": "mean", "aided": True, "relearn": True}
     assert calls == [("reco", plain | said | {"base": "b", "data": Path("d")}), ("reco", plain)]
 
 

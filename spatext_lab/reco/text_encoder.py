@@ -2,8 +2,11 @@
 """A text encoder that learns to read places: more words, and room for longer sentences."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
@@ -97,6 +100,17 @@ def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
     text_encoder = copy.deepcopy(text_encoder)
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return text_encoder
+
+
+def without_bins(tokenizer):
+    """The tokenizer as it was before it had bins, for `forget`; the one given is left as it was."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    bins = set(bin_ids(tokenizer))
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["id"] not in bins]
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(state))
+        return type(tokenizer).from_pretrained(folder)
 
 
 def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, seed: int) -> None:

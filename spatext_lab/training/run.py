@@ -34,6 +34,7 @@ def run(
     bins: int | None = None,
     init: str | None = None,
     aided: bool | None = None,
+    relearn: bool | None = None,
 ) -> Path:
     """Trains recipe `name` and returns the model folder that it wrote.
 
@@ -44,13 +45,14 @@ def run(
     base: the model to start from, "pocket" or a folder, for recipes that can; None for the
         recipe's own start.
     representation: what SpaText's map holds, a kind of `Representation`.
-    variant, bins, init, aided: of ReCo, see `recipes.reco.make`.
+    variant, bins, init, aided, relearn: of ReCo, see `recipes.reco.make`.
 
     Raises ValueError for an unknown recipe, for what it does not take and for steps < 1, and what
     checkpoint.load raises.
     """
     given = {"data": data, "base": base, "representation": representation}
     given |= {"variant": variant, "bins": bins, "init": init, "aided": aided or None}
+    given |= {"relearn": relearn or None}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = _checked(name, given, steps)
     plan = replace(recipe.plan, seed=seed, steps=steps or recipe.plan.steps)

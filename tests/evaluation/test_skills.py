@@ -174,8 +174,8 @@ def test_the_ceilings_are_high_and_what_a_report_holds():
     assert (report["method"], report["prompts"], report["seed"]) == ("true", 24, 0)
     assert report["settings"] == {}
     assert evaluate_skills("true", prompts=24) == report
-    some = evaluate_skills("true", prompts=24, skills=("count",))
-    assert some["count"] == report["count"]
+    some = evaluate_skills("true", prompts=96, skills=("count", "spatial"))
+    assert min(some["count"], some["spatial"]) > 0.97  # their things stand apart enough to be told
     assert "object" not in some
 
 

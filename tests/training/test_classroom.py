@@ -20,7 +20,7 @@ from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
-from spatext_lab.training.recipes import reco, spatext
+from spatext_lab.training.recipes import reco, reco_views, spatext
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 from spatext_lab.training.run import run
 
@@ -140,7 +140,7 @@ def test_the_whole_path_of_reco(sd, tmp_path, monkeypatch):
     """`train reco --base sd15 --data ...`: text encoder and U-Net are fine-tuned, in Stable
     Diffusion's own layout, which its own pipeline reads and draws a prompt in bins with."""
     monkeypatch.setattr(reco, "BATCH", 2)
-    monkeypatch.setattr(reco, "VIEWS", 2)
+    monkeypatch.setattr(reco_views, "VIEWS", 2)
     with models(sd):
         out = run("reco", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
     model = ReCoPipeline.from_pretrained(out)

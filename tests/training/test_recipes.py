@@ -24,6 +24,7 @@ from spatext_lab.diffusion import training_loss
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.pipeline import TextToImagePipeline, encode
 from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.text_encoder import forget, grow, without_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training import cache, checkpoint
@@ -40,6 +41,7 @@ from spatext_lab.training.recipes import (
     prior,
     reco,
     reco_aids,
+    reco_views,
     spatext,
     text_to_image,
     tokenizer,
@@ -65,9 +67,9 @@ def small(monkeypatch, root):
     monkeypatch.setattr(clip, "WHOLE", 3)
     for module in (text_to_image, spatext, prior, reco):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (text_to_image, spatext, pixel, prior, reco):
+    for module in (text_to_image, spatext, pixel, prior, reco_views):
         monkeypatch.setattr(module, "SCENES", 8)
-    monkeypatch.setattr(reco, "PER_SKILL", 1)
+    monkeypatch.setattr(reco_views, "PER_SKILL", 1)
     monkeypatch.setattr(reco_aids, "TEXTS", 40)
     monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
 
@@ -630,7 +632,7 @@ def test_the_loss_is_that_of_the_sentences(root):
     """With the step's own random numbers drawn again by hand, and the network called by hand."""
     job = reco.make(PLAN, "cpu", base=str(root / "reco"))
     model = ReCoPipeline.from_pretrained(root / "reco")
-    views = list(reco.pocket_views(reco.SCENES, reco.PER_SKILL, 64, PLAN.seed))
+    views = list(reco_views.pocket_views(reco_views.SCENES, reco_views.PER_SKILL, 64, PLAN.seed))
     pool = cache.build(views, len(views), model.vae)
     generator = torch.Generator().manual_seed(3)
     index = torch.randint(len(pool), (reco.BATCH,), generator=generator)
@@ -854,6 +856,57 @@ def test_aided_reco_is_masked_placed_and_saved_so(root, tmp_path):
     assert reco.started(root / "text-to-image", "cpu").padding == "read"
 
 
+@pytest.mark.parametrize(
+    ("variant", "bins", "kind"),
+    [
+        ("reco", 16, ReCoPipeline),
+        ("after", None, ReCoPipeline),
+        ("contrastive", None, ReCoPipeline),
+        ("words", None, PositionalWordsPipeline),
+    ],
+)
+def test_relearning_keeps_all_but_the_position_tokens(root, variant, bins, kind):
+    """Of a ReCo folder: its U-Net, its old words, its places and how it pads; not one row of its
+    bins, nor a beginning that its own seed would give."""
+    old = ReCoPipeline.from_pretrained(root / "reco")
+    new = reco.started(root / "reco", "cpu", variant, bins, seed=0, relearn=True)
+    assert type(new) is kind
+    assert new.padding == old.padding
+    assert new.positions == ("after" if variant == "after" else "before")
+    assert new.sentences.bins == (0 if variant == "words" else bins or 128)
+    theirs = old.unet.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in new.unet.state_dict().items())
+    before, after = (m.text_encoder.state_dict() for m in (old, new))
+    first = min(old.sentences.bin_ids)
+    for name, value in after.items():
+        if "token_embedding" in name:
+            rows, known, tokens = value[first:], before[name][first:], value[:first]
+            assert torch.equal(tokens, before[name][:first])
+        else:
+            assert torch.equal(value, before[name])
+    if len(rows):
+        grown = grow(forget(old.text_encoder, new_words(old)), new_words(old), len(rows), 154)[0]
+        begun = grown.get_input_embeddings().weight[first:]
+        assert not (rows[:, None] == known[None]).all(-1).any()
+        assert not torch.allclose(rows, begun, rtol=0.1, atol=0)
+
+
+def new_words(model: ReCoPipeline):
+    return without_bins(model.tokenizer)
+
+
+def test_what_has_no_bins_cannot_relearn(root):
+    with pytest.raises(ValueError, match="relearn is given, and the base has no bins to forget"):
+        reco.started(root / "text-to-image", "cpu", relearn=True)
+
+
+def test_a_relearning_job_is_trained_and_saved(root, tmp_path):
+    job = reco.make(PLAN, "cpu", base=str(root / "reco"), bins=32, relearn=True)
+    assert np.isfinite(losses(job)).all()
+    job.save(tmp_path)
+    assert ReCoPipeline.from_pretrained(tmp_path).sentences.bins == 32
+
+
 def test_the_last_states_against_a_loop():
     text = torch.randn(3, 6, 4)
     mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]]).bool()
@@ -868,7 +921,7 @@ def test_the_last_states_against_a_loop():
 
 def test_pocket_views_are_of_scenes_and_of_every_skill():
     """One each; its texts are the scene's, and it is the same whenever it is asked for."""
-    views = list(reco.pocket_views(5, 2, 64, 0))
+    views = list(reco_views.pocket_views(5, 2, 64, 0))
     scenes = [pocket_item("train", i).layout for i in range(5)]
     scenes += [skill_item(skill, "train", i).scene for i in range(2) for skill in SKILLS]
     assert len(views) == len(scenes)
@@ -877,24 +930,24 @@ def test_pocket_views_are_of_scenes_and_of_every_skill():
         assert Counter(r.text for r in view.regions) <= Counter(r.text for r in scene.regions)
         said = {caption.replace("left", "right") for caption in view.captions}
         assert scene.caption.replace("left", "right") in said
-    again, other = (list(reco.pocket_views(5, 2, 64, seed)) for seed in (0, 1))
+    again, other = (list(reco_views.pocket_views(5, 2, 64, seed)) for seed in (0, 1))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(views, again, strict=True))
     assert any(not np.array_equal(a.image, b.image) for a, b in zip(views, other, strict=True))
 
 
 def test_coco_views_have_boxes_of_things_alone(monkeypatch, capsys):
     """Against the annotation file: its instances, none of the panoptic segments of stuff."""
-    examples, total = reco.coco_views(COCO, 64, 0)
+    examples, total = reco_views.coco_views(COCO, 64, 0)
     views = list(examples)
     rows = json.loads((COCO / "annotations" / "instances_train2017.json").read_text())
     things: dict[int, list[dict]] = {}
     for row in rows["annotations"]:
         things.setdefault(row["image_id"], []).append(row)
     assert "train2017" in capsys.readouterr().out
-    assert len(views) == total == reco.VIEWS * len(things)
+    assert len(views) == total == reco_views.VIEWS * len(things)
     whole = 0
     for k, view in enumerate(views):
-        known = sorted(things)[k // reco.VIEWS]
+        known = sorted(things)[k // reco_views.VIEWS]
         texts = Counter(row["text"] for row in things[known])
         assert Counter(region.text for region in view.regions) <= texts
         boxes = {row["text"]: row["bbox"] for row in things[known]}

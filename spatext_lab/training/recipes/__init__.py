@@ -109,7 +109,7 @@ RECIPES = {
             Plan(steps=29_000, lr=1e-3),
             0.23,
             "draws pocket scenes: a caption, and texts for boxes",
-            takes=("data", "base", "variant", "bins", "init", "aided"),
+            takes=("data", "base", "variant", "bins", "init", "aided", "relearn"),
         ),
     )
 }

@@ -1,34 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReCo's fine-tune: U-Net and whole text encoder learn what position tokens mean."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from random import Random
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.condition import Condition
-from spatext_lab.datasets.augment import random_view
-from spatext_lab.datasets.coco import read_coco
-from spatext_lab.datasets.coco_json import thing_names
-from spatext_lab.datasets.paintskills import SKILLS, skill_item
-from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import training_loss
 from spatext_lab.folder import kind_of
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import bin_ids, is_thin
-from spatext_lab.reco.text_encoder import grow
-from spatext_lab.scene import Region, Scene
+from spatext_lab.reco.text_encoder import forget, grow, without_bins
+from spatext_lab.scene import Scene
 from spatext_lab.spatext.unet import narrow_input
 from spatext_lab.training import cache
 from spatext_lab.training.attention import attention_loss, watched
@@ -40,14 +31,12 @@ from spatext_lab.training.recipes.reco_aids import (
     box_weights,
     noisy_times,
 )
+from spatext_lab.training.recipes.reco_views import MOST_REGIONS, examples
 
-BATCH, SCENES, PER_SKILL = 16, 24_000, 2_500
-VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
+BATCH = 16
 # Caption, regions, or both left out, so that guidance has a null and each can be alone. The
 # released code leaves out nothing: its guidance lives on what Stable Diffusion had learned before.
 DROP = 0.1
-# ReCo takes 20 boxes of a picture at most; what fits into the text encoder decides before that.
-MOST_REGIONS = 20
 CAPTION = 77  # tokens that CLIP reads
 MOST_BINS = 1000  # as in the paper; small pictures need no more than two a pixel
 TEMPERATURE = 0.07
@@ -64,6 +53,7 @@ def make(
     bins: int | None = None,
     init: str | None = None,
     aided: bool = False,
+    relearn: bool = False,
 ) -> Job:
     """The diffusion loss on sentences of caption and boxes; nothing else is learned from.
 
@@ -75,14 +65,15 @@ def make(
     bins, init: of the new words, see `text_encoder.grow`; None for two bins a pixel, 1000 at most,
         and for "smooth".
     aided: with the help that a small base needs, see `reco_aids`; False for the paper's way.
+    relearn: the base is a ReCo folder whose position tokens are forgotten first.
 
     Raises what `started` raises.
     """
     torch.manual_seed(plan.seed)
     folder = zoo.part(base, "text-to-image")
-    model = started(folder, device_of(device), variant, bins, init, plan.seed, aided)
-    examples, total, phrase = _examples(data, model.picture_size, plan.seed)
-    pool = without_thin(cache.build(examples, total, model.vae), model.sentences.bins)
+    model = started(folder, device_of(device), variant, bins, init, plan.seed, aided, relearn)
+    views, total, phrase = examples(data, model.picture_size, plan.seed)
+    pool = without_thin(cache.build(views, total, model.vae), model.sentences.bins)
     model.most_regions = max(len(regions) for regions in pool.regions)
     temperature = TEMPERATURE if variant == "contrastive" else None
     return fine_tune(model, pool, plan, phrase, temperature, aided)
@@ -96,22 +87,52 @@ def started(
     init: str | None = None,
     seed: int = 0,
     aided: bool = False,
+    relearn: bool = False,
 ) -> ReCoPipeline:
     """ReCo before its first step: the base with more words, or a ReCo folder as it is.
 
     Raises ValueError for an unknown variant, for one that a ReCo folder is not of, for bins or an
-    init where no words are added, and what `grow` raises.
+    init where no words are added, for relearn where there are no bins to forget, and what `grow`
+    raises.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; there are {', '.join(VARIANTS)}")
     base = TextToImagePipeline.from_pretrained(folder, device)
     known, spoken = len(bin_ids(base.tokenizer)), kind_of(folder) == "PositionalWordsPipeline"
+    if relearn and not known:
+        raise ValueError("relearn is given, and the base has no bins to forget; leave it out")
+    if relearn:
+        # Not with the seed that the base may have begun with: its layers know that curve of rows.
+        base = _forgetful(folder, device)
+        return _grown(base, variant, bins, init, seed + 1, base.padding)
     if known or spoken:
         _check_no_words(f"the base has {known} bins already", bins, init)
         return _gone_on_with(folder, device, variant, spoken)
     if aided:
-        clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-        base = aided_base(base, clip)
+        base = aided_base(base, Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")))
+    else:
+        base.unet = narrow_input(base.unet)
+    return _grown(base, variant, bins, init, seed, "masked" if aided else "read")
+
+
+def _forgetful(folder: Path, device: str) -> ReCoPipeline:
+    """The model of a ReCo folder without its position tokens; all else is as it was learned."""
+    model = ReCoPipeline.from_pretrained(folder, device)
+    tokenizer = without_bins(model.tokenizer)
+    text_encoder = forget(model.text_encoder, tokenizer)
+    parts = (model.unet, model.vae, text_encoder, tokenizer, model.scheduler)
+    return ReCoPipeline(*parts, padding=model.padding)
+
+
+def _grown(
+    base: TextToImagePipeline,
+    variant: str,
+    bins: int | None,
+    init: str | None,
+    seed: int,
+    padding: str,
+) -> ReCoPipeline:
+    """The variant's model: the base's parts, and a text encoder with more words and more room."""
     if variant == "words":
         _check_no_words("variant 'words' has no position tokens", bins, init)
         bins = 0
@@ -126,9 +147,7 @@ def started(
     grown = grow(base.text_encoder, base.tokenizer, bins, length, init or "smooth", seed)
     kind = PositionalWordsPipeline if variant == "words" else ReCoPipeline
     positions = "after" if variant == "after" else "before"
-    padding = "masked" if aided else "read"
-    unet = base.unet if aided else narrow_input(base.unet)
-    parts = (unet, base.vae, *grown, base.scheduler)
+    parts = (base.unet, base.vae, *grown, base.scheduler)
     return kind(*parts, positions=positions, padding=padding)
 
 
@@ -242,48 +261,3 @@ def contrastive_loss(codes: Float[Tensor, "b c"], temperature: float) -> Float[T
     unit = F.normalize(codes, dim=1)
     right = torch.arange(len(codes), device=codes.device)
     return F.cross_entropy(unit @ unit.T / temperature, right)
-
-
-def pocket_views(count: int, per_skill: int, size: int, seed: int) -> Iterator[cache.Example]:
-    """A random view each of pocket training scenes and of every skill's training prompts."""
-    worlds = (pocket_item("train", i) for i in range(count))
-    skills = (skill_item(skill, "train", i) for i in range(per_skill) for skill in SKILLS)
-    told = chain(
-        ((item.image, item.captions, item.layout.regions) for item in worlds),
-        ((item.image, (item.prompt,), item.scene.regions) for item in skills),
-    )
-    for k, (image, captions, regions) in enumerate(told):
-        yield _view(Image.fromarray(image), captions, regions, size, Random(f"{seed}/view/{k}"))
-
-
-def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cache.Example:
-    view = random_view(image, captions, regions, size, rng)
-    return cache.Example(view.image, view.captions, regions=view.regions)
-
-
-def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:
-    """VIEWS random views of each picture of a COCO folder, with its things as boxes; how many."""
-    things, limits = thing_names(data, "train"), (1, MOST_REGIONS)
-    subset = read_coco(data, "train", min_area=MIN_AREA, regions=limits, categories=things)
-    print(subset.report.text())
-
-    def views() -> Iterator[cache.Example]:
-        for item in subset.items:
-            image = item.image()
-            regions = [Region(region.text, box=region.box) for region in item.scene.regions]
-            for k in range(VIEWS):
-                rng = Random(f"{seed}/view/{item.image_id}/{k}")
-                yield _view(image, item.captions, regions, size, rng)
-
-    return views(), VIEWS * len(subset.items)
-
-
-def _examples(data: Path | None, size: int, seed: int) -> tuple[Iterator[cache.Example], int, str]:
-    """The views to learn from, how many, and a phrase for the card."""
-    if data is None:
-        total = SCENES + len(SKILLS) * PER_SKILL
-        phrase = f"random views of pocket scenes train 0-{SCENES - 1} and {PER_SKILL} of each skill"
-        return pocket_views(SCENES, PER_SKILL, size, seed), total, phrase
-    views, total = coco_views(data, size, seed)
-    pictures = f"{total // VIEWS} pictures of {data.name}, train2017"
-    return views, total, f"{VIEWS} random views each of {pictures}"
