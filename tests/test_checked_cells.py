@@ -41,11 +41,11 @@ def test_a_changed_number_is_noticed(tmp_path, printed, tags, status):
     assert _rerun(tmp_path, source, printed, tags) == status
 
 
-def test_most_chapters_have_checked_cells_and_each_of_them_printed():
+def test_all_chapters_have_checked_cells_and_each_of_them_printed():
     having = set()
     for path in CHAPTERS:
         for cell in nbformat.read(path, 4).cells:
             if CHECKED in cell.metadata.get("tags", []):
                 having.add(path.name[:2])
                 assert {output.output_type for output in cell.outputs} == {"stream"}, cell.source
-    assert having >= {"01", "02", "03", "05", "06", "07", "08"}
+    assert having == {path.name[:2] for path in CHAPTERS}

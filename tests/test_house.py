@@ -27,7 +27,7 @@ FLOORS = {
     2: {"clip", "datasets"},
     3: {"spatext", "reco", "baselines"},
     4: {"training", "evaluation", "zoo"},
-    5: {"widgets", "exercises", "cli", "commands", "doctor", "tour"},
+    5: {"profiles", "widgets", "exercises", "cli", "commands", "doctor", "tour"},
 }
 # Helpers stand on the floor of the module that they serve.
 FLOORS[1] |= {"rle", "places", "charts", "pictures"}
