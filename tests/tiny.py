@@ -7,9 +7,18 @@ For tests of what is done with a model. What it draws is noise.
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, PriorTransformer, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    PNDMScheduler,
+    PriorTransformer,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from open_clip.model import CLIP
 from open_clip.tokenizer import HFTokenizer
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
@@ -19,6 +28,7 @@ from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Jud
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import grow
+from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
@@ -26,6 +36,18 @@ from spatext_lab.training.recipes.spatext import widened
 from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 WIDTH = 16  # of all hidden states, and of CLIP's vectors
+SCENE = Scene(
+    "a red ball and a tree in a meadow",
+    [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
+)
+OTHER = Scene("a boat on the sea", [Region("a boat", box=(0.3, 0.3, 0.8, 0.7))])
+BARE = Scene("a boat on the sea")
+
+
+def final(pipeline, scenes, **settings) -> Tensor:
+    """The last latents."""
+    *_, last = pipeline.stream(scenes, **settings)
+    return last.x_t
 
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
@@ -148,3 +170,63 @@ def _judge() -> Judge:
             add_attention=False,
         )
     )
+
+
+def tiny_stable_diffusion(
+    folder: Path, length: int = 77, bins: int = 0, levels: int = 4, side: int = 8
+) -> Path:
+    """Stable Diffusion's own classes in its official layout, with the schedule that the released
+    version 1.5 has, and no word of this project.
+
+    length, bins: of its tokenizer, as ReCo's weights are published. levels: of the U-Net and the
+    autoencoder, so that a picture has side * 2 ** (levels - 1) pixels.
+    """
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(merges=100, length=length)
+    tokenizer.add_tokens([f"<bin{number:03d}>" for number in range(bins)])
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    blocks = {"block_out_channels": (8,) * levels, "norm_num_groups": 4}
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        **blocks,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+        sample_size=side * 2 ** (levels - 1),
+        **blocks,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spatext_lab.scene import Scene
@@ -63,14 +63,22 @@ def attention_loss(
     0 where every cell in a box looks at nothing but its region; cells in no box may look where
     they like. Where boxes overlap, a cell is the later one's.
     """
+    owners = owners.to(weights[0].device)
+    sides = [round(layer.shape[1] ** 0.5) for layer in weights]
+    known = {side: _its_tokens(scenes, side, owners) for side in set(sides)}
     losses = []
-    for layer in weights:
-        side = round(layer.shape[1] ** 0.5)
-        labels = torch.stack(
-            [torch.from_numpy(scene.label_map(side, side)).flatten() for scene in scenes]
-        ).to(layer.device)
-        its = (labels[:, :, None] == owners[:, None, :].to(layer.device)) & (labels > 0)[..., None]
+    for layer, side in zip(weights, sides, strict=True):
+        its = known[side]
         paid = (layer * its).sum(-1)[its.any(-1)]  # a region that did not fit has no tokens
         losses.append(-paid.clamp_min(1e-6).log())
     paid = torch.cat(losses)
     return paid.mean() if len(paid) else weights[0].sum() * 0
+
+
+def _its_tokens(
+    scenes: Sequence[Scene], side: int, owners: Int[Tensor, "b l"]
+) -> Bool[Tensor, "b n l"]:
+    """Whether a token belongs to the region that has the cell, in a grid of side x side cells."""
+    rows = [torch.from_numpy(scene.label_map(side, side)).flatten() for scene in scenes]
+    labels = torch.stack(rows).to(owners.device)[:, :, None]
+    return (labels == owners[:, None, :]) & (labels > 0)

@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab.condition import Condition
 from spatext_lab.diffusion import initial_noise
@@ -28,21 +22,14 @@ from spatext_lab.reco.text_encoder import grow
 from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.unet import widen_input
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
 from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser, coordinates
-from tests.tiny import WIDTH, tiny_model
+from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model, tiny_stable_diffusion
 
 SHAPE, LENGTH, BINS = (4, 16, 16), 154, 64
-SCENE = Scene(
-    "a red ball and a tree in a meadow",
-    [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
-)
 MOVED = Scene(
     SCENE.caption,
     [Region("a red ball", box=(0.5, 0.2, 0.9, 0.8)), Region("a tree", box=(0.1, 0.5, 0.6, 1))],
 )
-OTHER = Scene("a boat on the sea", [Region("a boat", box=(0.3, 0.3, 0.8, 0.7))])
-BARE = Scene("a boat on the sea")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +45,6 @@ def reco(root) -> ReCoPipeline:
 @pytest.fixture(scope="module")
 def after(reco) -> ReCoPipeline:
     return ReCoPipeline(*reco.parts().values(), positions="after")
-
-
-def final(pipeline, scenes, **settings) -> Tensor:
-    """The last latents."""
-    *_, last = pipeline.stream(scenes, **settings)
-    return last.x_t
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -326,53 +307,7 @@ def published(tmp_path_factory) -> Path:
     """A folder as others publish ReCo's weights: Stable Diffusion's own classes, a tokenizer with a
     thousand bins, a longer table of positions, no word of this project."""
     folder = tmp_path_factory.mktemp("published")
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(merges=100, length=LENGTH)
-    tokenizer.add_tokens([f"<bin{number:03d}>" for number in range(1000)])
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    blocks = {"block_out_channels": (8, 8), "norm_num_groups": 4}
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        **blocks,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        **blocks,
-    )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    return tiny_stable_diffusion(folder, LENGTH, bins=1000, levels=2, side=16)
 
 
 def test_published_weights_draw_as_diffusers_draws_their_prompt(published):

@@ -19,15 +19,9 @@ from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import inference_map
-from tests.tiny import WIDTH, tiny_model
+from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model
 
 SHAPE = (4, 16, 16)
-SCENE = Scene(
-    "a red ball and a tree in a meadow",
-    [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
-)
-OTHER = Scene("a boat on the sea", [Region("a boat", box=(0.3, 0.3, 0.8, 0.7))])
-BARE = Scene("a boat on the sea")
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +37,6 @@ def text(root) -> TextToImagePipeline:
 @pytest.fixture(scope="module")
 def spatext(root) -> SpaTextPipeline:
     return SpaTextPipeline.from_pretrained(root / "spatext")
-
-
-def final(pipeline, scenes, **settings) -> Tensor:
-    """The last latents."""
-    *_, last = pipeline.stream(scenes, **settings)
-    return last.x_t
 
 
 def pixels(image: Image.Image) -> np.ndarray:

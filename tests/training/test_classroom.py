@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
@@ -21,8 +20,8 @@ from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training.recipes import reco, reco_views, spatext
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
 from spatext_lab.training.run import run
+from tests.tiny import tiny_stable_diffusion
 
 COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
 D = 24  # of CLIP's vectors, 768 in the real one
@@ -45,53 +44,7 @@ def models(sd: Path) -> Iterator[None]:
 def sd(tmp_path_factory) -> Path:
     """models/sd15 with everything as the real one has it, only small."""
     root = tmp_path_factory.mktemp("models") / "sd15"
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(merges=100)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    # the configuration that the released Stable Diffusion 1.5 has
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(root / "text-to-image")
+    tiny_stable_diffusion(root / "text-to-image")
     vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
     words = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
     model = {"embed_dim": D, "vision_cfg": vision, "text_cfg": words}
