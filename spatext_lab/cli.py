@@ -31,7 +31,8 @@ RECIPES = (
 SAMPLERS = ("spatext", "pixel", "reco", "text")
 METHODS = (
     *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel"),
-    *("vectors", "binary", "caption", "similarity", "reco", "words"),
+    *("vectors", "binary", "caption", "similarity"),
+    *("reco", "reco-caption", "words"),
     *("text", "autoencoder", "true"),
 )
 REPRESENTATIONS = ("vectors", "binary", "caption", "similarity")

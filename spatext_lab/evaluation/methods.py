@@ -92,6 +92,11 @@ def _without_thin(pipeline: ReCoPipeline) -> None:
     )
 
 
+def _caption_alone(pipeline: ReCoPipeline) -> None:
+    """ReCo as a text-to-image model that has learned from the same pictures and captions."""
+    pipeline.spoken = lambda scene: Scene(scene.caption)
+
+
 def _true_vectors(model: str, settings: dict[str, Any]) -> Draw:
     """SpaText, painted with CLIP's image vectors of the true segments."""
     pipeline = SpaTextPipeline.from_pretrained(zoo.part(model, "spatext"))
@@ -164,6 +169,12 @@ METHODS = {
         "similarity to words", _pipeline(SpaTextPipeline, "spatext-similarity"), JOINT
     ),
     "reco": Method("ReCo", _pipeline(ReCoPipeline, "reco", _without_thin), RECO, "boxes"),
+    "reco-caption": Method(
+        "ReCo, told the caption alone",
+        _pipeline(ReCoPipeline, "reco", _caption_alone),
+        RECO,
+        "boxes",
+    ),
     # Not shipped: `spatext-lab train reco --variant words` makes it.
     "words": Method(
         "positional words", _pipeline(PositionalWordsPipeline, "reco-words"), RECO, "boxes"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReCo's tables: layouts to pictures, skills, how many bins, how new words begin.
 
-Only the first row of all is shipped. The others are trained for the tables, all alike:
+Only the first row of all is shipped. The others are trained for the tables, all alike, from the
+shipped model whose position tokens are forgotten:
 
-    spatext-lab train reco --out DIR/reco-NAME, with --variant, --bins or --init as NAME says
+    spatext-lab train reco --base data/pocket/reco --relearn --aided --steps 1200 \\
+        --out DIR/reco-NAME, with --variant, --bins or --init as NAME says
 """
 
 import json
@@ -20,14 +22,24 @@ from spatext_lab.evaluation.skills import evaluate_skills
 from spatext_lab.evaluation.tables import write
 from spatext_lab.reco.position_tokens import snapped
 
+# method -> what the row says; none of them needs a model of its own
+ROWS = {
+    "reco": "ReCo, as shipped",
+    "reco-caption": "ReCo, told the caption alone",
+    "text": "text-to-image",
+    "autoencoder": "true pictures, decoded",
+    "true": "true pictures",
+}
 # (name of the folder, what the row says, method that draws with it)
 VARIANTS = (
     ("reco-words", "positional words", "words"),
-    ("reco-short", "ReCo", "reco"),
-    ("reco-after", "ReCo, position vectors after the text encoder", "reco"),
-    ("reco-contrastive", "ReCo, with a contrastive loss", "reco"),
+    ("reco-short", "ReCo, relearned", "reco"),
+    ("reco-after", "position vectors after the text encoder", "reco"),
+    ("reco-contrastive", "ReCo with a contrastive loss", "reco"),
 )
-BINS = (8, 16, 32, 64, 256, 1000)
+# where the card is that says how long a method's model has learned
+PARTS = {"reco": "reco", "reco-caption": "reco", "words": "reco-words", "text": "text-to-image"}
+BINS = (8, 16, 32, 64, 128, 256, 1000)
 INITS = ("smooth", "mean", "normal")
 
 LAYOUT_COLUMNS = {
@@ -59,8 +71,8 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
     names, rows = zip(*layouts(scenes, model, variants), strict=True)
     write(out, "layouts", rows, names, LAYOUT_COLUMNS)
     prompts = min(scenes, *(SPLITS[skill]["val"] for skill in SKILLS))
-    rows = [evaluate_skills(m, prompts=prompts, model=model) for m in ("text", "reco", "true")]
-    write(out, "skills", rows, ["text-to-image", "ReCo", "true pictures"], SKILL_COLUMNS)
+    rows = [evaluate_skills(method, prompts=prompts, model=model) for method in ROWS]
+    write(out, "skills", rows, list(ROWS.values()), SKILL_COLUMNS)
     rows = [bins_row(bins, scenes, variants) for bins in BINS]
     write(out, "bins", rows, [f"{bins} bins" for bins in BINS], BIN_COLUMNS)
     rows = [init_row(init, scenes, variants) for init in INITS]
@@ -69,13 +81,11 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
 
 def layouts(scenes: int, model: str, variants: Path | None) -> Iterator[tuple[str, dict]]:
     """(what the row says, report) of every row of the first table."""
-    for method, what in (("reco", "ReCo, as shipped"), ("text", "text-to-image")):
+    for method, what in ROWS.items():
         yield what, _layout_row(method, scenes, model)
     for folder, what, method in VARIANTS:
         if (place := _trained(variants, folder)) is not None:
             yield what, _layout_row(method, scenes, str(place))
-    for method, what in (("autoencoder", "true pictures, decoded"), ("true", "true pictures")):
-        yield what, _layout_row(method, scenes, model)
 
 
 def bins_row(bins: int, scenes: int, variants: Path | None) -> dict:
@@ -106,7 +116,7 @@ def init_row(init: str, scenes: int, variants: Path | None) -> dict:
 
 def _layout_row(method: str, scenes: int, model: str) -> dict:
     row = evaluate(method, scenes=scenes, model=model, protocol="boxes")
-    shipped = {"reco": "reco", "words": "reco-words", "text": "text-to-image"}.get(method, "")
+    shipped = PARTS.get(method, "")
     place = Path(model) if zoo.is_pipeline(model) else zoo.root(model) / shipped
     if shipped and (card := place / "card.json").is_file():
         row["steps"] = json.loads(card.read_text())["plan"]["steps"]

@@ -165,7 +165,7 @@ def test_scores_against_a_loop_over_the_regions():
 def test_every_method_gives_a_whole_report(root, method):
     settings = METHODS[method].settings and METHODS[method].settings | {"steps": 1}
     report = evaluate(method, scenes=3, seed=2, model=str(root), settings=settings)
-    by_boxes = method in ("reco", "words")
+    by_boxes = method in ("reco", "reco-caption", "words")
     assert report["protocol"] == ("boxes" if by_boxes else "segments")
     assert report.keys() >= KEYS | (BOX_KEYS if by_boxes else SEGMENT_KEYS)
     assert (report["method"], report["scenes"], report["seed"]) == (method, 3, 2)
@@ -292,6 +292,16 @@ def test_boxes_that_few_bins_cannot_say_are_drawn_without_and_asked_for(root, tm
     assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     report = evaluate("reco", scenes=4, model=str(tmp_path), settings={"steps": 1})
     assert report["regions"] == sum(len(task.scene.regions) for task in todo)
+
+
+def test_reco_told_the_caption_alone_is_told_no_boxes(root):
+    model, todo = ReCoPipeline.from_pretrained(root / "reco"), list(layout_tasks(3))
+    bare = model([Scene(task.scene.caption) for task in todo], seed=5, steps=1)
+    told = model([task.scene for task in todo], seed=5, steps=1)
+    got = METHODS["reco-caption"].drawer(str(root), {"steps": 1})(todo, 5)
+    for mine, want, other in zip(got, bare, told, strict=True):
+        assert np.array_equal(mine, want)
+        assert not np.array_equal(mine, other)
 
 
 # --- distances ------------------------------------------------------------------------------------
