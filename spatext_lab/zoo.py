@@ -20,13 +20,15 @@ def shipped(name: str) -> Path:
 
 
 def root(model: str = "pocket") -> Path:
-    """The folder of a model: "pocket", a name under ./models, or the path of a folder.
+    """The folder of a model: "pocket", a name under ./models or the checkout's models/ (a notebook
+    runs elsewhere), or the path of a folder.
 
     All have the same layout; `models/sd15` is the classroom's: Stable Diffusion 1.5 in
     `text-to-image`, OpenCLIP ViT-L/14 in `spatext/clip`.
     Raises FileNotFoundError where there is no such folder.
     """
-    places = _POCKETS if model == "pocket" else (Path("models", model), Path(model))
+    own = (Path("models", model), _HERE.parent / "models" / model, Path(model))
+    places = _POCKETS if model == "pocket" else own
     for place in places:
         if place.is_dir():
             return place

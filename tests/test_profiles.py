@@ -44,6 +44,7 @@ def test_a_folder_is_a_profile_too(tmp_path):
 
 def test_a_profile_without_its_model(monkeypatch, tmp_path):
     (tmp_path / "models" / "sd15").rmdir()
+    monkeypatch.setattr(zoo, "_HERE", tmp_path / "spatext_lab")  # nor beside the package
     want = (
         r"profile is 'classroom'; there are pocket, classroom. Its model is 'sd15'; give 'pocket'"
     )

@@ -121,3 +121,15 @@ def test_the_remedy_fits_how_the_model_came(monkeypatch, tmp_path):
         (place / "config.json").write_text("{ }")
         (problem,) = zoo.verify(place)
         assert remedy in problem
+
+
+def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path, monkeypatch):
+    """Its working folder is not the checkout."""
+    checkout, here = tmp_path / "checkout", tmp_path / "notebooks"
+    (checkout / "models" / "sd15").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.setattr(zoo, "_HERE", checkout / "spatext_lab")
+    monkeypatch.chdir(here)
+    assert zoo.root("sd15") == checkout / "models" / "sd15"
+    (here / "models" / "sd15").mkdir(parents=True)
+    assert zoo.root("sd15").resolve() == here / "models" / "sd15"
