@@ -18,6 +18,7 @@ from spatext_lab.datasets.pocket_texts import COLOUR_WORDS, KIND_WORDS, STUFF_WO
 from spatext_lab.evaluation.report import evaluate
 from spatext_lab.figures import outline
 from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour import looking, markup, page, plan
@@ -199,6 +200,15 @@ def test_pictures_are_what_their_captions_say(taken, facts, model):
     )
 
 
+def test_the_sentence_is_the_scenes_and_is_drawn(taken, facts, seen, model):
+    pipeline = ReCoPipeline.from_pretrained(model / "reco")
+    words = [t.text for t in pipeline.sentence(ASKED).tokens if t.region >= 0]
+    assert facts["sentence"] == {"tokens": len(words), "room": 154, "dropped": []}
+    assert " ".join(words) in seen.text
+    drawn = pipeline(ASKED, seed=1, steps=2, guidance_scale=2.0)
+    np.testing.assert_array_equal(picture(taken, "reco-1"), np.asarray(outline(drawn, ASKED)))
+
+
 def test_the_fine_tune_starts_from_the_text_to_image_model(taken, facts, model):
     base = TextToImagePipeline.from_pretrained(model / "text-to-image")
     made = {k: v for k, v in facts["settings"].items() if k != "region_guidance_scale"}
@@ -244,6 +254,15 @@ def quick(monkeypatch, model):
     monkeypatch.setattr(tour, "SECTIONS", {"A scene": looking.scene})
     monkeypatch.setattr(tour, "_write", lambda tour, seconds: tour.page.write("t", "", [], []))
     return {"model": str(model), "budget": SMALL}
+
+
+def test_a_scene_that_no_sentence_can_say(tmp_path, quick, monkeypatch):
+    """The page says what is wrong with it, and the tour goes on."""
+    monkeypatch.setattr(tour, "SECTIONS", {"As a sentence": tour.sentence.section})
+    Scene("a moon", [Region("a <bin003> ball", box=(0, 0, 1, 1))]).save(tmp_path / "mine.json")
+    index = tour.run(tmp_path / "out", scene=tmp_path / "mine.json", **quick)
+    said = Seen(index.read_text(encoding="utf-8")).text
+    assert "This scene cannot be said so: regions[0].text is 'a <bin003> ball'" in said
 
 
 def test_an_earlier_tour_is_replaced(tmp_path, quick):

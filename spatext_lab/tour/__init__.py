@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spatext-lab tour`: everything once, on one page of pictures and numbers.
 
-A scene, its map, its pictures with and without the map, the guidance scales, a fine-tune in which
-control appears, the same on photos where there are some, and a few measured numbers.
+A scene, its map, its pictures with and without the map, the guidance scales, the scene as ReCo's
+sentence, a fine-tune in which control appears, the same on photos where there are some, and a few
+measured numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from spatext_lab import zoo
 from spatext_lab.scene import Scene
-from spatext_lab.tour import adapt, looking, measure, photos
+from spatext_lab.tour import adapt, looking, measure, photos, sentence
 from spatext_lab.tour.page import Page, finish, start
 from spatext_lab.tour.plan import Budget, Section, Tour, quiet
 
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Section] = {
     "The map is what the network reads": looking.st_map,
     "With the map and without it": looking.with_and_without,
     "How loud is each condition?": looking.sweep,
+    "The same as one sentence": sentence.section,
     "Control appears": adapt.section,
     "The same on photos": photos.section,
     "How good is it?": measure.section,

@@ -15,6 +15,7 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import JOINT
 from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour.markup import Html
@@ -60,6 +61,7 @@ class Tour:
     model: str
     base: TextToImagePipeline
     spatext: SpaTextPipeline
+    reco: ReCoPipeline
     judge: Judge
     photos: Photos | None
     home: Path  # where the page will be, as the reader would write it
@@ -76,6 +78,7 @@ class Tour:
             model=model,
             base=TextToImagePipeline.from_pretrained(zoo.folder(model, "text-to-image")),
             spatext=SpaTextPipeline.from_pretrained(zoo.folder(model, "spatext")),
+            reco=ReCoPipeline.from_pretrained(zoo.folder(model, "reco")),
             judge=Judge.from_pretrained(zoo.folder(model, "judge")),
             **rest,
         )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tour's ReCo: the same scene as one sentence with its boxes between the words, and drawn."""
+
+from __future__ import annotations
+
+from spatext_lab.evaluation.methods import RECO
+from spatext_lab.figures import outline
+from spatext_lab.scene import Region, Scene
+from spatext_lab.tour.markup import Html, figure, prose, tiles
+from spatext_lab.tour.plan import Tour
+
+
+def section(tour: Tour) -> list[Html]:
+    """The tokens, and the pictures; or why this scene cannot be said."""
+    lead = prose(
+        "ReCo needs no map. Each edge of a region's box is rounded to one of "
+        f"{tour.reco.sentences.bins} positions, each position is a word, and four of them stand "
+        "before the region's text. The text encoder reads it all as one sentence."
+    )
+    asked = Scene(tour.scene.caption, [Region(r.text, box=r.box) for r in tour.scene.regions])
+    try:
+        sentence = tour.reco.sentence(asked)
+    except ValueError as error:
+        tour.page.facts["sentence"] = {"refused": str(error)}
+        return [lead, prose(f"This scene cannot be said so: {error}.")]
+    used = sum(token.region >= 0 for token in sentence.tokens)
+    tour.page.facts["sentence"] = {"tokens": used, "room": len(sentence.tokens)}
+    tour.page.facts["sentence"]["dropped"] = list(sentence.dropped)
+    return [
+        lead,
+        Html(sentence._repr_html_()),
+        figure(
+            tiles(_pictures(tour, asked), 200),
+            "The same seeds as above, told boxes in place of outlines. Things should stand in "
+            "their boxes and end where these end; their shapes are the model's own.",
+            "The pocket model has learned boxes of things alone: a box for a sky or a sea is no "
+            "backdrop to it, and it may paint something into it. One thing in ten is not the one "
+            "that was asked for, and of equal things one may be missing.",
+        ),
+    ]
+
+
+def _pictures(tour: Tour, asked: Scene) -> list[tuple[Html, str]]:
+    settings = RECO | {"steps": tour.budget.denoising_steps}
+    cells = []
+    for seed, picture in enumerate(tour.reco([asked] * tour.budget.seeds, **settings)):
+        label = f"ReCo, seed {seed}"
+        alt = f"{asked.caption}: drawn by {label}, boxes outlined"
+        shown = tour.page.image(f"reco-{seed}", outline(picture, asked), alt, seed=seed, **settings)
+        cells.append((shown, label))
+    return cells
