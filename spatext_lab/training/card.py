@@ -14,7 +14,7 @@ def write_card(folder: Path, facts: dict) -> None:
     plan = facts["plan"]
     asked = {"seed": plan["seed"], "steps": plan["steps"], **facts["given"]}
     command = f"spatext-lab train {facts['recipe']}"
-    command += "".join(f" --{key} {value}" for key, value in asked.items())
+    command += "".join(f" --{k}" if v is True else f" --{k} {v}" for k, v in asked.items())
     lines = [
         f"# {facts['recipe']}",
         "",

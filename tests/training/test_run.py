@@ -2,6 +2,7 @@
 """`spatext-lab train` from the first step to the card, and through a real kill."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spatext_lab.cli import build_parser
 from spatext_lab.training import checkpoint, recipes
 from spatext_lab.training import run as run_module
+from spatext_lab.training.card import write_card
 from spatext_lab.training.loop import Plan, Trainer
 from spatext_lab.training.run import run
 from tests.training import toy
@@ -169,3 +172,15 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
 def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(**arguments, out=tmp_path / "toy")
+
+
+def test_a_cards_command_can_be_typed(tmp_path):
+    """The command line of a card is read by the parser that it was typed for."""
+    given = {"base": "reco", "variant": "after", "aided": True, "relearn": True, "bins": 16}
+    facts = {"recipe": "reco", "use": "u", "data": "d", "given": given, "final_loss": 0.1}
+    facts |= {"plan": {"seed": 3, "steps": 12}, "seconds": 60, "hardware": "h", "versions": {}}
+    write_card(tmp_path, facts)
+    (line,) = re.findall(r"Made by `spatext-lab (.+)` in", (tmp_path / "README.md").read_text())
+    args = build_parser().parse_args(line.split())
+    assert (args.recipe, args.seed, args.steps) == ("reco", 3, 12)
+    assert {name: getattr(args, name) for name in given} == given
