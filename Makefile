@@ -55,7 +55,7 @@ browser:
 
 notebooks: $(STAMP)  ## execute the notebooks in place; student and solution copies in outputs/notebooks
 	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.store_widget_state=False $(NOTEBOOKS)
+		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 	@$(PY) -m spatext_lab.exercises $(NOTEBOOKS)
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
