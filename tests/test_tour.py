@@ -259,10 +259,18 @@ def quick(monkeypatch, model):
 def test_a_scene_that_no_sentence_can_say(tmp_path, quick, monkeypatch):
     """The page says what is wrong with it, and the tour goes on."""
     monkeypatch.setattr(tour, "SECTIONS", {"As a sentence": tour.sentence.section})
-    Scene("a moon", [Region("a <bin003> ball", box=(0, 0, 1, 1))]).save(tmp_path / "mine.json")
+    Scene("a moon", [Region("a <bin003> ball", box=(0, 0, 0.5, 1))]).save(tmp_path / "mine.json")
     index = tour.run(tmp_path / "out", scene=tmp_path / "mine.json", **quick)
     said = Seen(index.read_text(encoding="utf-8")).text
     assert "This scene cannot be said so: regions[0].text is 'a <bin003> ball'" in said
+
+
+def test_a_backdrop_is_left_to_the_caption(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(tour, "SECTIONS", {"As a sentence": tour.sentence.section})
+    wide = [Region("a sky", box=(0, 0, 1, 0.5)), Region("a ball", box=(0, 0.5, 0.4, 0.9))]
+    Scene("a moon", wide).save(tmp_path / "mine.json")
+    index = tour.run(tmp_path / "out", scene=tmp_path / "mine.json", **quick)
+    assert Seen(index.read_text(encoding="utf-8")).text.count("<bin") == 4  # one box
 
 
 def test_an_earlier_tour_is_replaced(tmp_path, quick):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from spatext_lab.evaluation.methods import RECO
 from spatext_lab.figures import outline
 from spatext_lab.scene import Region, Scene
@@ -15,9 +17,10 @@ def section(tour: Tour) -> list[Html]:
     lead = prose(
         "ReCo needs no map. Each edge of a region's box is rounded to one of "
         f"{tour.reco.sentences.bins} positions, each position is a word, and four of them stand "
-        "before the region's text. The text encoder reads it all as one sentence."
+        "before the region's text. The text encoder reads it all as one sentence. What is as wide "
+        "as the picture, such as a sky, is left to the caption here."
     )
-    asked = Scene(tour.scene.caption, [Region(r.text, box=r.box) for r in tour.scene.regions])
+    asked = Scene(tour.scene.caption, list(_things(tour.scene)))
     try:
         sentence = tour.reco.sentence(asked)
     except ValueError as error:
@@ -33,11 +36,19 @@ def section(tour: Tour) -> list[Html]:
             tiles(_pictures(tour, asked), 200),
             "The same seeds as above, told boxes in place of outlines. Things should stand in "
             "their boxes and end where these end; their shapes are the model's own.",
-            "The pocket model has learned boxes of things alone: a box for a sky or a sea is no "
-            "backdrop to it, and it may paint something into it. One thing in ten is not the one "
-            "that was asked for, and of equal things one may be missing.",
+            "The pocket model has learned boxes of things alone: told a box for the sky too, it "
+            "smears the things over it. One thing in ten is not the one that was asked for, and of "
+            "equal things one may be missing.",
         ),
     ]
+
+
+def _things(scene: Scene) -> Iterator[Region]:
+    """Boxes for the regions that are not as wide as the picture."""
+    for region in scene.regions:
+        x0, _, x1, _ = region.box
+        if x1 - x0 < 1:
+            yield Region(region.text, box=region.box)
 
 
 def _pictures(tour: Tour, asked: Scene) -> list[tuple[Html, str]]:
