@@ -117,20 +117,24 @@ def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:
     )
 
 
-def _text_to_image() -> TextToImagePipeline:
-    tokenizer = new_tokenizer(merges=200)
-    text = CLIPTextConfig(
+def _text_encoder(tokenizer, length: int = 77) -> CLIPTextModel:
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=77,
+        max_position_embeddings=length,
         projection_dim=WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return CLIPTextModel(config)
+
+
+def _text_to_image() -> TextToImagePipeline:
+    tokenizer = new_tokenizer(merges=200)
     vae = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
         decoder_block_out_channels=(8, 8, 8),
@@ -138,7 +142,9 @@ def _text_to_image() -> TextToImagePipeline:
         num_decoder_blocks=(1, 0, 0),
         latent_channels=4,
     )
-    return TextToImagePipeline(_unet(4, 4), vae, CLIPTextModel(text), tokenizer, noise_schedule())
+    return TextToImagePipeline(
+        _unet(4, 4), vae, _text_encoder(tokenizer), tokenizer, noise_schedule()
+    )
 
 
 def _clip(folder: Path) -> Clip:
@@ -184,17 +190,6 @@ def tiny_stable_diffusion(
     torch.manual_seed(0)
     tokenizer = new_tokenizer(merges=100, length=length)
     tokenizer.add_tokens([f"<bin{number:03d}>" for number in range(bins)])
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     blocks = {"block_out_channels": (8,) * levels, "norm_num_groups": 4}
     unet = UNet2DConditionModel(
         sample_size=side,
@@ -221,7 +216,7 @@ def tiny_stable_diffusion(
     )
     StableDiffusionPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text),
+        text_encoder=_text_encoder(tokenizer, length),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReCo's tables: layouts to pictures, skills, how many bins, how new words begin.
 
-Only the first row of all is shipped. The others are trained for the tables, all alike, from the
-shipped model whose position tokens are forgotten:
+The rows of VARIANTS, BINS and INITS are trained for the tables, all alike, from the shipped model
+whose position tokens are forgotten:
 
     spatext-lab train reco --base data/pocket/reco --relearn --aided --steps 1200 \\
         --out DIR/reco-NAME, with --variant, --bins or --init as NAME says
