@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from torch.testing import assert_close
 
 from spatext_lab import zoo
@@ -29,6 +30,7 @@ from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training import cache, checkpoint
 from spatext_lab.training.attention import attention_loss, watched
+from spatext_lab.training.data import to_tensor
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan, Trainer
 from spatext_lab.training.recipes import (
@@ -61,8 +63,10 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch, root):
     """Few scenes, small batches, and the tiny model where a recipe looks for the shipped one."""
-    for module in (autoencoder, decoder, judge):
+    for module in (autoencoder, judge):
         monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(decoder, "SCENES", 2)
+    monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
     for module in (text_to_image, spatext, prior, reco):
@@ -215,8 +219,6 @@ def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch)
     pictures = autoencoder.pictures
     monkeypatch.setattr(autoencoder, "pictures", lambda split, which: pictures(split, which[:16]))
     autoencoder.make(PLAN, "cpu").save(tmp_path)
-    from diffusers import AutoencoderTiny
-
     vae = AutoencoderTiny.from_pretrained(tmp_path, torch_dtype=torch.float32)
     latents = encode(vae, pictures("val", range(16)))
     assert latents.shape == (16, 4, 16, 16)
@@ -231,8 +233,41 @@ def test_the_decoder_is_trained_alone(root):
     moved = {
         name for name, value in job.module.state_dict().items() if (value != before[name]).any()
     }
-    assert moved
-    assert all(name.startswith("decoder.") for name in moved)
+    assert moved == {name for name in before if name.startswith("decoder.")}
+
+
+def _tiny_vae(root: Path) -> AutoencoderTiny:
+    place = root / "text-to-image" / "vae"
+    return AutoencoderTiny.from_pretrained(place, torch_dtype=torch.float32)
+
+
+def test_a_wider_decoder_begins_with_the_same_pictures(root):
+    vae = _tiny_vae(root)
+    wide = decoder.widened(vae, 12)
+    z, images = torch.randn(2, 4, 16, 16), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert_close(wide.decoder(z), vae.decoder(z))
+        assert_close(wide.encoder(images), vae.encoder(images))
+    assert wide.config.scaling_factor == vae.config.scaling_factor
+    widths = {weight.shape[0] for weight in wide.decoder.parameters()}
+    assert widths == {12, 3}  # 3: the picture's
+
+
+def test_a_decoder_that_is_wide_enough_goes_on_as_it_is(root):
+    vae = _tiny_vae(root)
+    assert decoder.widened(vae, 8) is vae
+
+
+def test_a_decoder_is_not_made_narrower(root):
+    with pytest.raises(ValueError, match="width is 4; the decoder has 8 channels already"):
+        decoder.widened(_tiny_vae(root), 4)
+
+
+def test_a_decoders_batch_has_every_skill(monkeypatch):
+    monkeypatch.setattr(decoder, "SCENES", 1)
+    want = [pocket_item("train", 200_005), *(skill_item(skill, "train", 5) for skill in SKILLS)]
+    assert_close(decoder.batch(5), to_tensor(np.stack([item.image for item in want])))
+    assert decoder.batch(30_000).shape == (5, 3, 64, 64)  # beyond the skills' own numbers
 
 
 # --- CLIP -----------------------------------------------------------------------------------------

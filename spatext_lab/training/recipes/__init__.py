@@ -48,9 +48,9 @@ RECIPES = {
             "decoder",
             "decoder",
             "text-to-image/vae",
-            Plan(steps=4500, lr=1e-3, weight_decay=1e-4),
-            0.2,
-            "turns pocket pictures into latents and back: recipe autoencoder, its decoder refined",
+            Plan(steps=15_000, lr=1e-3, weight_decay=1e-4),
+            0.16,
+            "turns pocket pictures into latents and back: recipe autoencoder, a better decoder",
         ),
         Recipe(
             "clip",

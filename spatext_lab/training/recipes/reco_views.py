@@ -16,7 +16,7 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.scene import Region
 from spatext_lab.training import cache
 
-SCENES, PER_SKILL = 24_000, 6_000
+SCENES, PER_SKILL = 24_000, 12_000
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
 # ReCo takes 20 boxes of a picture at most; what fits into the text encoder decides before that.
 MOST_REGIONS = 20
