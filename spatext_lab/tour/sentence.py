@@ -37,7 +37,7 @@ def section(tour: Tour) -> list[Html]:
             "The same seeds as above, told boxes in place of outlines. Things should stand in "
             "their boxes and end where these end; their shapes are the model's own.",
             "The pocket model has learned boxes of things alone: told a box for the sky too, it "
-            "may smear the things in it. On 512 unseen scenes one thing in twelve was not the one "
+            "may smear the things in it. On 512 unseen scenes one thing in sixteen was not the one "
             "that was asked for; of equal things one may be missing.",
         ),
     ]
