@@ -93,7 +93,7 @@ class LiveView {
     if (message.stopped) this.say("Stopped");
     if (message.finished) {
       this.image.alt = this.model.get("alt");
-      this.say(["Done", ...message.notes].join(". "));
+      this.say(["Done", ...message.notes].join("; "));
     }
   }
 
