@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab import zoo
@@ -49,7 +50,7 @@ def make(plan: Plan, device: str) -> Job:
     return Job(vae, loss_at, save, plan, data)
 
 
-def batch(step: int) -> Tensor:
+def batch(step: int) -> Float[Tensor, "b 3 h w"]:
     """The pictures of a step, in [-1, 1]: scenes that are new, and one of every skill."""
     first = FIRST + step * SCENES
     scenes = (pocket_item("train", i) for i in range(first, first + SCENES))
