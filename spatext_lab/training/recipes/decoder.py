@@ -5,7 +5,6 @@ The encoder stays as it is, so a U-Net that was trained on its latents need not 
 can be trained meanwhile. Stable Diffusion's autoencoder was refined in the same way.
 """
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.datasets.paintskills import SKILLS, SPLITS, skill_item
-from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.training.data import to_tensor
+from spatext_lab.training.data import pictures, to_tensor
 from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 
@@ -53,9 +51,9 @@ def make(plan: Plan, device: str) -> Job:
 def batch(step: int) -> Float[Tensor, "b 3 h w"]:
     """The pictures of a step, in [-1, 1]: scenes that are new, and one of every skill."""
     first = FIRST + step * SCENES
-    scenes = (pocket_item("train", i) for i in range(first, first + SCENES))
-    skills = (skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS)
-    return to_tensor(np.stack([item.image for item in chain(scenes, skills)]))
+    skills = [skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS]
+    small = to_tensor(np.stack([item.image for item in skills]))
+    return torch.cat([pictures("train", range(first, first + SCENES)), small])
 
 
 @torch.no_grad()
