@@ -56,7 +56,10 @@ browser:
 notebooks: $(STAMP)  ## execute the notebooks in place; student and solution copies in outputs/notebooks
 	@$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
-	@$(PY) -m spatext_lab.exercises $(NOTEBOOKS)
+	@$(PY) -m spatext_lab.course.exercises $(NOTEBOOKS)
+
+house: $(STAMP)  ## the package's folders, and which imports which
+	@$(PY) -m tests.house
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel

@@ -25,7 +25,7 @@ _HOME = {
     "Region": "spatext_lab.scene",
     "Scene": "spatext_lab.scene",
     "SpaTextPipeline": "spatext_lab.spatext.pipeline",
-    "TextToImagePipeline": "spatext_lab.pipeline",
+    "TextToImagePipeline": "spatext_lab.text_to_image.pipeline",
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 
 import torch
 
-from spatext_lab.condition import Condition
+from spatext_lab.diffusion import Condition
 
 
 def some_condition(b: int, with_map: bool = True) -> Condition:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house in order: one set of versions, imports, floors, licences, nothing of one machine."""
+"""The house in order: one set of versions, imports, licences, nothing of one machine."""
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
 from functools import cache
+from graphlib import CycleError
 from importlib import metadata
 from pathlib import Path
 
@@ -17,22 +17,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.house import floors, graph, imports
+
 ROOT = Path(__file__).parents[1]
 
 # What torch brings for one platform alone, and what comes with Python itself.
 NOT_PINNED = re.compile(r"^(nvidia-|cuda-|triton|pip$|setuptools$|wheel$|spatext-lab$)")
-
-FLOORS = {
-    1: {"scene", "condition", "diffusion", "guidance", "figures"},
-    2: {"clip", "datasets"},
-    3: {"spatext", "reco", "baselines"},
-    4: {"training", "evaluation", "zoo"},
-    5: {"profiles", "widgets", "exercises", "cli", "commands", "doctor", "tour"},
-}
-# Helpers stand on the floor of the module that they serve.
-FLOORS[1] |= {"rle", "places", "charts", "pictures"}
-# What every method shares: from a scene to a picture, and the folder that a model is in.
-FLOORS[3] |= {"pipeline", "folder", "unet"}
 
 TOP_LEVEL = {
     *("spatext_lab", "notebooks", "data", "tests", "benchmarks", "docs", "tools"),
@@ -154,19 +144,6 @@ def test_python_versions_agree():
 # --- imports --------------------------------------------------------------------------------------
 
 
-@cache
-def imports(path: Path) -> frozenset[str]:
-    """Every module that a file imports, dotted, wherever in the file the import stands."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import; write it out"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(found)
-
-
 def package_files() -> list[Path]:
     return sorted((ROOT / "spatext_lab").rglob("*.py"))
 
@@ -182,22 +159,17 @@ def test_every_runtime_import_is_declared():
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}: not in pyproject.toml"
 
 
-def floor(module: str) -> int:
-    part = module.split(".")[1]
-    floors = [number for number, parts in FLOORS.items() if part in parts]
-    assert floors, f"spatext_lab.{part} stands on no floor; give it one in {__file__}"
-    return floors[0]
+def test_folders_form_a_graph_without_cycles():
+    assert sum(map(len, floors(arrows := graph()))) == len(arrows)  # CycleError names the cycle
 
 
-def test_no_floor_imports_from_a_higher_one():
-    for path in package_files():
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[1] == "__init__":  # the door: it only names what is loaded when first used
-            continue
-        own = floor(".".join(parts))
-        for name in imports(path):
-            if name.startswith("spatext_lab.") and name != "spatext_lab.__version__":
-                assert floor(name) <= own, f"{path.relative_to(ROOT)} (floor {own}) imports {name}"
+def test_the_check_finds_a_cycle():
+    with pytest.raises(CycleError, match="cycle"):
+        floors(graph() | {"scene": {"spatext"}})
+
+
+def test_the_top_level_can_be_overlooked():
+    assert len(graph()) <= 17, sorted(graph())
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_it_declares_the_command_the_licence_and_the_python(wheel):
         licence = archive.read(f"{info}/licenses/LICENSE").decode()
     assert about["Requires-Python"] == ">=3.11"
     assert about["License-Expression"] == "Apache-2.0"
-    assert "spatext-lab = spatext_lab.cli:main" in commands
+    assert "spatext-lab = spatext_lab.cli.parser:main" in commands
     assert licence == (ROOT / "LICENSE").read_text()
 
 

@@ -25,15 +25,15 @@ from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
-from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training.recipes.spatext import widened
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 WIDTH = 16  # of all hidden states, and of CLIP's vectors
 SCENE = Scene(

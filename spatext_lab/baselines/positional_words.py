@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Positional words: a layout told in plain English, the baseline that ReCo is compared with."""
 
-from spatext_lab.places import Box
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Scene
+from spatext_lab.scene.places import Box
 
 SMALL, LARGE = 1 / 300, 0.03  # area, as a part of the picture
 LONG, TALL = 2.0, 0.5  # width by height

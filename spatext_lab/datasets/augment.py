@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from spatext_lab.places import Box
 from spatext_lab.scene import Region
+from spatext_lab.scene.places import Box
 
 # What is left of a box must be this wide and high, as a part of the picture: a sliver of a thing
 # shows nothing of it. (The released code drops a box only where nothing at all is left.)

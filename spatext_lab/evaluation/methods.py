@@ -11,15 +11,15 @@ from PIL import Image
 
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
-from spatext_lab.condition import Condition
 from spatext_lab.datasets.pocket import PocketItem, Segment
-from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
+from spatext_lab.diffusion import Condition
+from spatext_lab.images import decode, encode, to_images, to_tensor
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import coverage, paint
-from spatext_lab.training.data import to_tensor
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _autoencoder(model: str, settings: dict[str, Any]) -> Draw:
     @torch.no_grad()
     def draw(todo: Sequence[Any], seed: int) -> list[Image.Image]:
         latents = encode(vae, to_tensor(np.stack([task.item.image for task in todo])))
-        return to_images(vae.decode(latents / vae.config.scaling_factor).sample)
+        return to_images(decode(vae, latents))
 
     return draw
 

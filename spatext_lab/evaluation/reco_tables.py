@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from spatext_lab import zoo
-from spatext_lab.datasets.paintskills import SKILLS, SPLITS
-from spatext_lab.evaluation.layouts import layout_tasks
+from spatext_lab.datasets.pocket.paintskills import SKILLS, SPLITS
+from spatext_lab.evaluation.boxes import layout_tasks
 from spatext_lab.evaluation.report import evaluate
 from spatext_lab.evaluation.skills import evaluate_skills
 from spatext_lab.evaluation.tables import write

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
+from spatext_lab.evaluation.boxes import layout_scores, layout_tasks
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.evaluation.layouts import layout_scores, layout_tasks
 from spatext_lab.evaluation.methods import METHODS, Draw, Task
 from spatext_lab.evaluation.metrics import (
     bootstrap,
@@ -26,7 +26,7 @@ from spatext_lab.evaluation.metrics import (
     psnr,
     region_correct,
 )
-from spatext_lab.training.data import to_tensor
+from spatext_lab.images import to_tensor
 
 # SpaText, arXiv 2211.14305, section 4.1: 1 to 3 segments, each at least 5 % of the picture
 COUNT, MIN_AREA = (1, 3), 0.05

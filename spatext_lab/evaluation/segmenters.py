@@ -14,7 +14,7 @@ from scipy import ndimage
 from spatext_lab import zoo
 from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, SIZE
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.training.data import to_tensor
+from spatext_lab.images import to_tensor
 
 MIN_AREA = 0.02  # of the picture; smaller segments are left out
 

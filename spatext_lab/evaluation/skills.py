@@ -22,14 +22,20 @@ import numpy as np
 from PIL import Image
 
 from spatext_lab import zoo
-from spatext_lab.datasets.paintskills import SKILLS, SPLITS, SkillItem, SkillPrompt, skill_item
+from spatext_lab.datasets.pocket.paintskills import (
+    SKILLS,
+    SPLITS,
+    SkillItem,
+    SkillPrompt,
+    skill_item,
+)
+from spatext_lab.evaluation.boxes import Detection, detections
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.evaluation.layouts import Detection, detections
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.metrics import bootstrap
 from spatext_lab.evaluation.report import drawn
-from spatext_lab.places import Box
 from spatext_lab.scene import Scene
+from spatext_lab.scene.places import Box
 
 SURE = 0.7  # the released evaluator's threshold
 _BATCH = 16

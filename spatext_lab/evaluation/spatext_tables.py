@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatext_lab.charts import curve
-from spatext_lab.evaluation.masks import WORSE
+from spatext_lab.evaluation.corrupted_masks import WORSE
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.report import evaluate, tasks
 from spatext_lab.evaluation.tables import write
+from spatext_lab.figures.charts import curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,12 +10,10 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab.condition import Condition
-from spatext_lab.diffusion import Denoiser
-from spatext_lab.pipeline import RegionScale, TextToImagePipeline
+from spatext_lab.diffusion import Condition, Denoiser, PlacedDenoiser, UNetDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, Sentence
 from spatext_lab.scene import Scene
-from spatext_lab.unet import PlacedDenoiser, UNetDenoiser
+from spatext_lab.text_to_image.pipeline import RegionScale, TextToImagePipeline
 
 PLACES = ("before", "after")  # the text transformer: where the positions come in
 PADDINGS = ("read", "masked")

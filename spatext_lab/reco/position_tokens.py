@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from spatext_lab.places import Box
-from spatext_lab.reco.written import bin_token, check_text
+from spatext_lab.reco.prompts import bin_token, check_text
 from spatext_lab.scene import Region, Scene
+from spatext_lab.scene.places import Box
 
 
 # ReCo, arXiv 2211.15518, section 3.1, as its released code has it: id(v) = round(v (N - 1)) + V.

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from spatext_lab.reco.position_tokens import bin_ids
-from spatext_lab.reco.written import bin_token
+from spatext_lab.reco.prompts import bin_token
 
 # (old rows (v, d), bins, generator) -> new rows (bins, d)
 Init = Callable[[Tensor, int, torch.Generator], Tensor]

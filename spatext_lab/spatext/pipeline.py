@@ -11,14 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab.clip import Clip
-from spatext_lab.condition import Condition
-from spatext_lab.diffusion import Denoiser, SampleStep
-from spatext_lab.guidance import guided, multi_guided
-from spatext_lab.pipeline import RegionScale, TextToImagePipeline, listed
+from spatext_lab.diffusion import Condition, Denoiser, SampleStep, guided, multi_guided
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pixel import caption_state
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import Representation, inference_map, region_maps
+from spatext_lab.text_to_image.pipeline import RegionScale, TextToImagePipeline, listed
 
 # (text vectors (k, d)) -> vectors to paint (k, d): DiffusionPrior, LinearPrior, or a function
 Prior = Callable[[Tensor], Tensor]

@@ -16,9 +16,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spatext_lab.condition import Condition
-from spatext_lab.diffusion import initial_noise, sample
-from spatext_lab.guidance import guided
+from spatext_lab.diffusion import Condition, guided, initial_noise, sample
 
 LINEAR_NAME = "linear.safetensors"
 

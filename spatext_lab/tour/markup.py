@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from spatext_lab.pictures import colour
+from spatext_lab.figures.png import colour
 from spatext_lab.scene import Scene
 
 

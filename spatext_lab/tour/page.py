@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from spatext_lab.pictures import enlarged, save, to_image
+from spatext_lab.figures.png import enlarged, save, to_image
 from spatext_lab.tour.markup import Html, cards, inline, prose
 
 FACTS, INDEX, PICTURES = "tour.json", "index.html", "pictures"

@@ -12,12 +12,11 @@ import torch
 from spatext_lab.datasets.coco import CocoItem, CocoSubset, read_coco
 from spatext_lab.evaluation.metrics import psnr
 from spatext_lab.figures import draw_scene, map_picture, outline
-from spatext_lab.pipeline import encode
+from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Scene
 from spatext_lab.tour.adapt import SIZE, cached, learn
 from spatext_lab.tour.markup import Html, figure, folded, legend, prose, table
 from spatext_lab.tour.plan import Budget, Photos, Tour
-from spatext_lab.training.data import to_tensor
 
 SPLITS = ("val", "train")  # val first: of the whole COCO, it is read in seconds
 

@@ -14,10 +14,10 @@ from spatext_lab.datasets.coco import CocoItem, CocoReport, write_coco
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import JOINT
-from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.tour.markup import Html
 from spatext_lab.tour.page import Page
 

@@ -17,10 +17,9 @@ from tqdm import tqdm
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.pipeline import encode
+from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Region
 from spatext_lab.spatext.representation import coverage
-from spatext_lab.training.data import to_tensor
 
 SEGMENTS = 6  # kept per picture, the largest first
 _CHUNK = 32
@@ -57,6 +56,11 @@ class Cache:
         u = torch.rand(len(index), generator=generator)
         rows = (self.captions[i] for i in index.tolist())
         return [row[int(x * len(row))] for row, x in zip(rows, u.tolist(), strict=True)]
+
+
+def pocket_images(split: str, indices: Iterable[int]) -> Float[Tensor, "b 3 64 64"]:
+    """Pocket images in [-1, 1]; rendered anew each time, which costs a millisecond each."""
+    return to_tensor(np.stack([pocket_item(split, i).image for i in indices]))
 
 
 def pocket_examples(count: int) -> Iterator[Example]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
-from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training.loop import LossAt, Plan
 
 

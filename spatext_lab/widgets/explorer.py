@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spatext_lab.diffusion import initial_noise, to_x0_eps
-from spatext_lab.pictures import enlarged
+from spatext_lab.diffusion import UNetDenoiser, initial_noise, to_x0_eps
+from spatext_lab.figures.png import enlarged
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
-from spatext_lab.unet import UNetDenoiser
 from spatext_lab.widgets.grids import Grid
 
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)

@@ -23,9 +23,9 @@ import traitlets
 from ipywidgets.widgets.trait_types import CByteMemoryView
 from PIL import Image
 
-from spatext_lab.pictures import png
-from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.figures.png import png
 from spatext_lab.scene import Scene
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.sources import script, style
 

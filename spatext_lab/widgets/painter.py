@@ -23,9 +23,9 @@ import traitlets
 from ipywidgets.widgets.trait_types import CByteMemoryView
 from jaxtyping import Bool, UInt8
 
-from spatext_lab import figures, places
-from spatext_lab.pictures import EMPTY, PALETTE, png
-from spatext_lab.scene import DEFAULT_CAPTION, DEFAULT_TEXT, Region, Scene
+from spatext_lab import figures
+from spatext_lab.figures.png import EMPTY, PALETTE, png
+from spatext_lab.scene import DEFAULT_CAPTION, DEFAULT_TEXT, Region, Scene, places
 from spatext_lab.widgets import strokes
 from spatext_lab.widgets.presets import presets
 from spatext_lab.widgets.sources import script, style

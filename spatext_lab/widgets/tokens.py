@@ -12,10 +12,10 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
-from spatext_lab.pictures import Colour, colour
-from spatext_lab.places import Box
+from spatext_lab.figures.png import Colour, colour
 from spatext_lab.reco.position_tokens import PositionTokens, Sentence, Token
 from spatext_lab.scene import Scene
+from spatext_lab.scene.places import Box
 from spatext_lab.widgets.sources import style
 
 EDGES = ("x0", "y0", "x1", "y1")  # the order of a region's four position tokens

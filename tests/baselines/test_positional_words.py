@@ -11,11 +11,11 @@ from spatext_lab.baselines.positional_words import (
     place_words,
     positional_caption,
 )
-from spatext_lab.pipeline import TextToImagePipeline
-from spatext_lab.places import Box
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Region, Scene
+from spatext_lab.scene.places import Box
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import tiny_model
 
 SCENE = Scene(

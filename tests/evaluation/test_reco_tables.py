@@ -13,9 +13,9 @@ from spatext_lab import zoo
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation import reco_tables as tables
 from spatext_lab.evaluation.report import evaluate
-from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import INITS, grow
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import tiny_model
 
 FEW = (3, 64)  # bins: so few that many boxes are thinner, and enough

@@ -13,8 +13,8 @@ from torch.nn.functional import one_hot
 from spatext_lab import zoo
 from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
+from spatext_lab.evaluation.boxes import layout_scores, layout_tasks
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.evaluation.layouts import layout_scores, layout_tasks
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.metrics import local_iou, psnr, region_correct
 from spatext_lab.evaluation.report import (
@@ -26,13 +26,13 @@ from spatext_lab.evaluation.report import (
     scores,
     tasks,
 )
-from spatext_lab.pipeline import TextToImagePipeline
-from spatext_lab.places import box_at
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Scene
+from spatext_lab.scene.places import box_at
 from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import tiny_model
 
 KEYS = {

@@ -5,9 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatext_lab.datasets.paintskills import RELATIONS, SKILLS, SkillPrompt, Thing, skill_item
+from spatext_lab.datasets.pocket.paintskills import (
+    RELATIONS,
+    SKILLS,
+    SkillPrompt,
+    Thing,
+    skill_item,
+)
 from spatext_lab.evaluation import skills
-from spatext_lab.evaluation.layouts import Detection
+from spatext_lab.evaluation.boxes import Detection
 from spatext_lab.evaluation.methods import METHODS, Method
 from spatext_lab.evaluation.skills import RULES, evaluate_skills, side
 

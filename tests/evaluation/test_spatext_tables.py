@@ -10,7 +10,7 @@ import pytest
 from spatext_lab import zoo
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation import spatext_tables as tables
-from spatext_lab.evaluation.masks import WORSE, blob, boxed, dilated, eroded
+from spatext_lab.evaluation.corrupted_masks import WORSE, blob, boxed, dilated, eroded
 from tests.tiny import tiny_model
 
 MASKS = [s.mask for s in pocket_item("val", 3).segments] + [np.eye(9, dtype=bool)]

@@ -13,16 +13,21 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab.condition import Condition
-from spatext_lab.diffusion import initial_noise
-from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.diffusion import (
+    COORDINATES,
+    Condition,
+    PlacedDenoiser,
+    UNetDenoiser,
+    coordinates,
+    initial_noise,
+)
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import to_bin
+from spatext_lab.reco.prompts import write_bins
 from spatext_lab.reco.text_encoder import grow
-from spatext_lab.reco.written import write_bins
 from spatext_lab.scene import Region, Scene
-from spatext_lab.spatext.unet import widen_input
-from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser, coordinates
+from spatext_lab.spatext.widen import widen_input
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model, tiny_stable_diffusion
 
 SHAPE, LENGTH, BINS = (4, 16, 16), 154, 64

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.reco.position_tokens import (
     PositionTokens,
     Sentence,
@@ -28,9 +28,9 @@ from spatext_lab.reco.position_tokens import (
     to_bin,
     to_value,
 )
-from spatext_lab.reco.written import read, write_bins, write_numbers
+from spatext_lab.reco.prompts import read, write_bins, write_numbers
 from spatext_lab.scene import Region, Scene
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 
 BINS, LENGTH = 128, 154
 COUNTS = (2, 3, 8, 64, 128, 999, 1000, 1001, 4096)
@@ -548,7 +548,7 @@ SPEED = f"""
 import time
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.reco.position_tokens import PositionTokens
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 
 scenes = [pocket_item("train", i).layout for i in range(10_000)]
 tokenizer = new_tokenizer(length={LENGTH})

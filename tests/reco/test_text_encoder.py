@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from spatext_lab.reco.position_tokens import bin_ids
 from spatext_lab.reco.text_encoder import INITS, forget, grow, without_bins
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 
 BINS, LENGTH, WIDTH = 32, 154, 16
 TEXTS = ["a red ball and a tree", "", "crème! " * 60]

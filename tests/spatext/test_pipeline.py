@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spatext_lab.diffusion import initial_noise
-from spatext_lab.pipeline import TextToImagePipeline, encode, to_images
+from spatext_lab.images import encode, to_images
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.representation import inference_map
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model
 
 SHAPE = (4, 16, 16)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spatext_lab.pipeline import encode
+from spatext_lab.images import encode
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold, caption_state

@@ -14,12 +14,13 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
-from spatext_lab.pipeline import TextToImagePipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
-from spatext_lab.reco.written import write_bins
+from spatext_lab.reco.prompts import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
-from spatext_lab.training.recipes import reco, reco_views, spatext
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.training.recipes import reco, spatext
+from spatext_lab.training.recipes.reco import views as reco_views
 from spatext_lab.training.run import run
 from tests.tiny import tiny_stable_diffusion
 

@@ -18,19 +18,24 @@ from torch.testing import assert_close
 from spatext_lab import zoo
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
-from spatext_lab.condition import Condition
-from spatext_lab.datasets.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import training_loss
+from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
+from spatext_lab.diffusion import (
+    COORDINATES,
+    Condition,
+    PlacedDenoiser,
+    UNetDenoiser,
+    training_loss,
+)
 from spatext_lab.evaluation.judge import Judge
-from spatext_lab.pipeline import TextToImagePipeline, encode
+from spatext_lab.images import encode, to_tensor
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import forget, grow, without_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.text_to_image import tokenizer
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training import cache, checkpoint
-from spatext_lab.training.attention import attention_loss, watched
-from spatext_lab.training.data import to_tensor
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan, Trainer
 from spatext_lab.training.recipes import (
@@ -42,13 +47,12 @@ from spatext_lab.training.recipes import (
     pixel,
     prior,
     reco,
-    reco_aids,
-    reco_views,
     spatext,
     text_to_image,
-    tokenizer,
 )
-from spatext_lab.unet import COORDINATES, PlacedDenoiser, UNetDenoiser
+from spatext_lab.training.recipes.reco import aids as reco_aids
+from spatext_lab.training.recipes.reco import views as reco_views
+from spatext_lab.training.recipes.reco.attention import attention_loss, watched
 from tests.tiny import tiny_model
 
 PLAN = Plan(steps=12, lr=2e-3, warmup=2)
@@ -220,7 +224,7 @@ def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch)
     monkeypatch.setattr(autoencoder, "pictures", lambda split, which: pictures(split, which[:16]))
     autoencoder.make(PLAN, "cpu").save(tmp_path)
     vae = AutoencoderTiny.from_pretrained(tmp_path, torch_dtype=torch.float32)
-    latents = encode(vae, pictures("val", range(16)))
+    latents = encode(vae, pocket_images("val", range(16)))
     assert latents.shape == (16, 4, 16, 16)
     assert latents.std().item() == pytest.approx(1, abs=0.02)
 

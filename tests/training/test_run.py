@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spatext_lab.cli import build_parser
+from spatext_lab.cli.parser import build_parser
 from spatext_lab.training import checkpoint, recipes
 from spatext_lab.training import run as run_module
 from spatext_lab.training.card import write_card

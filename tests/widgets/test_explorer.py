@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from spatext_lab import Region, Scene, SpaTextPipeline, zoo
-from spatext_lab.diffusion import initial_noise
-from spatext_lab.unet import UNetDenoiser
+from spatext_lab.diffusion import UNetDenoiser, initial_noise
 from spatext_lab.widgets import explorer
 from spatext_lab.widgets.explorer import directions, explore, fingerprint
 from spatext_lab.widgets.grids import Grid

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 
-from spatext_lab.exercises import make_copy
+from spatext_lab.course.exercises import make_copy
 from tests.widgets.conftest import open_notebook
 
 CHAPTER = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"

@@ -5,8 +5,8 @@ import pytest
 
 CODE = """
 from spatext_lab.reco.position_tokens import PositionTokens
-from spatext_lab.reco.written import bin_token
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
+from spatext_lab.reco.prompts import bin_token
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.presets import presets
 from spatext_lab.widgets.tokens import Inspector

@@ -8,7 +8,7 @@ from diffusers import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor
 
-from spatext_lab.training.data import pictures
+from spatext_lab.training.cache import pocket_images
 from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 
@@ -40,7 +40,7 @@ def make(plan: Plan, device: str) -> Job:
     vae = new_autoencoder().to(memory_format=torch.channels_last)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        images = pictures("train", range(step * BATCH, (step + 1) * BATCH)).to(vae.device)
+        images = pocket_images("train", range(step * BATCH, (step + 1) * BATCH)).to(vae.device)
         images = images.contiguous(memory_format=torch.channels_last)
         z = vae.encoder(images)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
@@ -49,7 +49,7 @@ def make(plan: Plan, device: str) -> Job:
 
     def save(folder: Path) -> None:
         with torch.no_grad():
-            latents = vae.encode(pictures("val", range(256)).to(vae.device)).latents
+            latents = vae.encode(pocket_images("val", range(256)).to(vae.device)).latents
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
         save_half(vae, folder)
 

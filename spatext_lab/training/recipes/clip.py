@@ -14,10 +14,10 @@ from torch import Tensor
 
 from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import PocketItem, Segment, pocket_item
-from spatext_lab.training.data import to_tensor
+from spatext_lab.images import to_tensor
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
 
 SCENES = 48  # scenes a step; their segments, each combination once, and WHOLE whole pictures
 WHOLE = 16

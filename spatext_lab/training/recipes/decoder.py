@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab import zoo
-from spatext_lab.datasets.paintskills import SKILLS, SPLITS, skill_item
-from spatext_lab.training.data import pictures, to_tensor
+from spatext_lab.datasets.pocket.paintskills import SKILLS, SPLITS, skill_item
+from spatext_lab.images import to_tensor
+from spatext_lab.training.cache import pocket_images
 from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.loop import Plan
 
@@ -53,7 +54,7 @@ def batch(step: int) -> Float[Tensor, "b 3 h w"]:
     first = FIRST + step * SCENES
     skills = [skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS]
     small = to_tensor(np.stack([item.image for item in skills]))
-    return torch.cat([pictures("train", range(first, first + SCENES)), small])
+    return torch.cat([pocket_images("train", range(first, first + SCENES)), small])
 
 
 @torch.no_grad()

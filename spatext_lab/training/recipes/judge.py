@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
-from spatext_lab.training.data import to_tensor
+from spatext_lab.images import to_tensor
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.condition import Condition
-from spatext_lab.diffusion import noise_schedule
+from spatext_lab.diffusion import Condition, noise_schedule
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior

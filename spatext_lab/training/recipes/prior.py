@@ -9,11 +9,10 @@ from tqdm import tqdm
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.condition import drop_conditions
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import noise_schedule, training_loss
+from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
+from spatext_lab.images import to_tensor
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
-from spatext_lab.training.data import to_tensor
 from spatext_lab.training.job import Job, device_of, save_half
 from spatext_lab.training.loop import Plan
 

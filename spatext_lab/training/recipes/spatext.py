@@ -10,19 +10,17 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.condition import Condition, drop_conditions
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.pocket import COLOURS, KINDS, PATTERNS, STUFF
-from spatext_lab.diffusion import training_loss
-from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.diffusion import Condition, UNetDenoiser, drop_conditions, training_loss
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import Representation, choose_segments
-from spatext_lab.spatext.unet import widen_input
+from spatext_lab.spatext.widen import widen_input
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.unet import UNetDenoiser
 
 BATCH, SCENES, DROP = 16, 24_000, 0.1
 # The paper paints 1 to 3 segments of at least 5 % of the picture. Students paint more and smaller

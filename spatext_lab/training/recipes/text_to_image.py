@@ -8,14 +8,18 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab import zoo
-from spatext_lab.condition import Condition, drop_conditions
-from spatext_lab.diffusion import noise_schedule, training_loss
-from spatext_lab.pipeline import TextToImagePipeline
+from spatext_lab.diffusion import (
+    Condition,
+    UNetDenoiser,
+    drop_conditions,
+    noise_schedule,
+    training_loss,
+)
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.tokenizer import new_tokenizer
-from spatext_lab.unet import UNetDenoiser
 
 BATCH, SCENES, DROP = 32, 16_000, 0.1
 TEXT_WIDTH = 96

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Student and solution copies of the notebooks, from one source.
+
+    python -m spatext_lab.course.exercises notebooks/*.ipynb --out outputs/notebooks
+
+In the source, an exercise is two cells in a row: one tagged `exercise`, which ends with
+`check_it(answer);`, and one tagged `solution`, which has the line `assert check_it(answer)`. In the
+copies it is an answer cell (as the student finds it, or as it is solved) and a test cell. Both
+carry nbgrader's metadata (schema 3), so a course that uses nbgrader can take them as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+KINDS = ("student", "solution")
+FOLDED = " The solution is folded away under it."  # true in the source alone
+
+
+def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> NotebookNode:
+    """The student's copy of a notebook, with blanks, or the one with the solutions; no outputs.
+
+    name: of the notebook; the exercises are called after it. The one given is left as it was.
+
+    Raises ValueError, naming the cell, for an exercise without a solution, or the other way round,
+    and where the solution does not assert the check that ends the exercise.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
+    cells, made, number = [deepcopy(cell) for cell in notebook.cells], [], 0
+    while cells:
+        cell = cells.pop(0)
+        if _is(cell, "solution"):
+            raise ValueError(f"{name}: this solution has no exercise before it: {cell.source:.60}")
+        if _is(cell, "exercise"):
+            number += 1
+            if not cells or not _is(cells[0], "solution"):
+                raise ValueError(f"{name}: no solution follows this exercise: {cell.source:.60}")
+            made += _exercise(cell, cells.pop(0), kind, f"{name}-{number}")
+        else:
+            made.append(_blank(cell))
+    copied = nbformat.v4.new_notebook(cells=made, metadata=deepcopy(notebook.metadata))
+    copied.metadata.pop("widgets", None)  # they belong to outputs, which are not copied
+    return copied
+
+
+def _exercise(
+    exercise: NotebookNode, solution: NotebookNode, kind: str, name: str
+) -> list[NotebookNode]:
+    """The answer cell and the test cell."""
+    blank, check = _split(exercise.source, name)
+    test, lines = f"assert {check.removesuffix(';')}", solution.source.splitlines()
+    if lines.count(test) != 1:
+        raise ValueError(f"{name}: the exercise ends with {check!r}; its solution has no {test!r}")
+    lines.remove(test)
+    solved = "\n".join(lines).strip()
+    solved = f"### BEGIN SOLUTION\n{solved}\n### END SOLUTION"  # nbgrader's own marks
+    answer = _cell(exercise.id, blank if kind == "student" else solved)
+    answer.metadata.tags = ["exercise"]
+    answer.metadata.nbgrader = _about(name, grade=False)
+    check_cell = _cell(solution.id, test)
+    check_cell.metadata.tags = ["test"]
+    check_cell.metadata.nbgrader = _about(f"{name}-test", grade=True) | {"points": 1}
+    return [answer, check_cell]
+
+
+def _split(source: str, name: str) -> tuple[str, str]:
+    """What stands before the last line, and the last line."""
+    body, _, last = source.rstrip().rpartition("\n")
+    if "check" not in last:
+        raise ValueError(f"{name}: the last line is no check but {last!r}")
+    return body.rstrip(), last
+
+
+def _about(name: str, grade: bool) -> dict:
+    known = {"schema_version": 3, "grade_id": name, "task": False}
+    return known | {"grade": grade, "locked": grade, "solution": not grade}
+
+
+def _cell(id: str, source: str) -> NotebookNode:
+    return nbformat.v4.new_code_cell(source, id=id)
+
+
+def _blank(cell: NotebookNode) -> NotebookNode:
+    if cell.cell_type == "code":
+        cell.outputs, cell.execution_count = [], None
+    cell.source = cell.source.replace(FOLDED, "")
+    return cell
+
+
+def _is(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", ())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes OUT/student/*.ipynb and OUT/solution/*.ipynb."""
+    parser = argparse.ArgumentParser(description="student and solution copies of notebooks")
+    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--out", type=Path, default=Path("outputs/notebooks"), metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    for kind in KINDS:
+        folder = options.out / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in options.notebooks:
+            copied = make_copy(nbformat.read(path, as_version=4), kind, path.stem)
+            beside = folder / f"{path.name}.part"
+            nbformat.write(copied, beside)
+            os.replace(beside, folder / path.name)
+        print(f"{len(options.notebooks)} notebooks in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders in COCO's layout: real photos as scenes, and scenes written that way."""
+
+from spatext_lab.datasets.coco.item import CocoItem, CocoSubset
+from spatext_lab.datasets.coco.read import read_coco
+from spatext_lab.datasets.coco.report import CocoReport
+from spatext_lab.datasets.coco.write import write_coco
+
+__all__ = [
+    "CocoItem",
+    "CocoReport",
+    "CocoSubset",
+    "read_coco",
+    "write_coco",
+]

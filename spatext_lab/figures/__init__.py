@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of scenes, maps, tokens and numbers, each with alternative text."""
+
+from spatext_lab.figures.charts import curve, grid
+from spatext_lab.figures.png import PALETTE, Picture, colour, save, show, to_image
+from spatext_lab.figures.scenes import draw_scene, map_picture, outline, token_strip
+
+__all__ = [
+    "PALETTE",
+    "Picture",
+    "colour",
+    "curve",
+    "draw_scene",
+    "grid",
+    "map_picture",
+    "outline",
+    "save",
+    "show",
+    "to_image",
+    "token_strip",
+]

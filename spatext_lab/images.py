@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images, tensors and latents. Tensors hold values in [-1, 1]; conversions stand here alone."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+
+def to_tensor(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Images as float tensors in [-1, 1], what the autoencoder and the judge read."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:
+    """Tensors in [-1, 1] as PIL images; values outside are clamped."""
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in array]
+
+
+def encode(vae, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """Latents of unit variance of images in [-1, 1].
+
+    Args:
+        vae: an `AutoencoderTiny`, an `AutoencoderKL` (the mode is taken), or a `PixelFold`.
+    """
+    out = vae.encode(images)
+    latents = out.latents if "latents" in out else out.latent_dist.mode()
+    return latents * vae.config.scaling_factor
+
+
+def decode(vae, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Images as tensors, about [-1, 1], of latents of unit variance; the inverse of `encode`."""
+    return vae.decode(latents / vae.config.scaling_factor).sample

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user wants, whatever the method: a caption, and texts with a place each.
+
+A `Scene` is written down once and read twice: SpaText (Avrahami et al., 2023) reads it as a map,
+ReCo (Yang et al., 2023) as a sentence. Both find all they need here; neither finds the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spatext_lab.scene import places, rle
+from spatext_lab.scene.places import BOX_FORM, MASK_FORM, Box
+
+__all__ = ["Region", "Scene"]
+
+# SpaText's defaults where a user says nothing of the whole, or nothing of a region
+DEFAULT_CAPTION, DEFAULT_TEXT = "A realistic image", "A random object"
+Segmenter = Callable[[Any], Iterable[tuple[str | None, NDArray[np.bool_]]]]
+REGION_FORM = "write Region(text, box=...) or Region(text, mask=...)"
+ENTRY_FORM = '{"text": "a red ball", "box": [0.1, 0.2, 0.4, 0.5]}'
+FILE_FORM = (
+    'write {"format": "spatext-scene", "version": 1, "caption": "...", '
+    f'"regions": [{ENTRY_FORM}]}}'
+)
+
+
+class Region:
+    """A text and its place: exactly one of a mask or a box. Immutable, equal and hashable by value.
+
+    Args:
+        text: what is to be seen there; not empty. "A random object" if it is not given.
+        box:  (x0, y0, x1, y1): left, top, right, bottom as fractions of the picture, in [0, 1].
+        mask: bool array (height, width), True where the region is; copied.
+
+    Raises:
+        ValueError: naming the field, its value and the right form.
+    """
+
+    __slots__ = ("_box", "_mask", "_text")
+
+    # The places are checked below, with answers that teach, hence `Any`.
+    def __init__(self, text: str = DEFAULT_TEXT, *, box: Any = None, mask: Any = None):
+        if (box is None) == (mask is None):
+            given = "neither" if box is None else "both"
+            raise ValueError(
+                f"a region takes exactly one of box and mask, got {given}: {BOX_FORM}; "
+                f"or {MASK_FORM}"
+            )
+        self._text = _checked_text(text, "text")
+        if not text.strip():
+            raise ValueError(f'text is empty ({text!r}): say what is there, such as "a red ball"')
+        self._mask = None if mask is None else places.checked_mask(mask)
+        self._box = None if box is None else places.checked_box(box)
+
+    @property
+    def text(self) -> str:
+        """What is to be seen in this place."""
+        return self._text
+
+    @property
+    def is_mask(self) -> bool:
+        """True for a region given by a mask, False for one given by a box."""
+        return self._mask is not None
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """The mask as it was given, read-only, bool (height, width); None for a box."""
+        return self._mask
+
+    @property
+    def box(self) -> Box:
+        """(x0, y0, x1, y1) in [0, 1]; for a mask, the smallest box around it."""
+        if self._box is None:  # computed when first asked for: scenes are made in bulk
+            self._box = places.tight_box(self._mask)
+        return self._box
+
+    def mask_at(self, h: int, w: int) -> NDArray[np.bool_]:
+        """The region on a grid of h x w pixels, bool (h, w), never empty.
+
+        A box covers the pixels whose centre lies inside; a mask of another size is sampled at the
+        nearest pixel. A region too small to be hit that way keeps the one pixel that it lies in,
+        so that nothing the user asked for vanishes.
+        """
+        _check_size(h, w)
+        if self._mask is None:
+            return places.box_at(self._box, h, w)
+        return self._mask if self._mask.shape == (h, w) else places.mask_at(self._mask, h, w)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Region):
+            return NotImplemented
+        if self._text != other._text or self.is_mask != other.is_mask:
+            return False
+        return np.array_equal(self._mask, other._mask) if self.is_mask else self._box == other._box
+
+    def __hash__(self) -> int:
+        place = (self._mask.shape, self._mask.tobytes()) if self.is_mask else self._box
+        return hash((self._text, place))
+
+    def __repr__(self) -> str:
+        if self.is_mask:
+            h, w = self._mask.shape
+            return f"Region({self._text!r}, mask=<{h} x {w}, {int(self._mask.sum())} pixels>)"
+        return f"Region({self._text!r}, box={self._box})"
+
+    def __reduce__(self) -> tuple:
+        # Through the constructor, so that a copy in another process is as read-only as this one.
+        place = {"mask": self._mask} if self.is_mask else {"box": self._box}
+        return partial(Region, **place), (self._text,)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A caption and its regions; later regions lie over earlier ones. Immutable, equal by value.
+
+    Args:
+        caption: the text for the whole picture; may be empty, then only the regions speak.
+            "A realistic image" if it is not given.
+        regions: any number of `Region`s, kept as a tuple; all masks of one scene have one size.
+
+    Raises:
+        ValueError: naming the field, its value and the right form.
+    """
+
+    caption: str = DEFAULT_CAPTION
+    regions: Sequence[Region] = ()
+
+    def __post_init__(self) -> None:
+        _checked_text(self.caption, "caption")
+        if not isinstance(self.regions, Iterable):
+            raise ValueError(f"regions is {self.regions!r}, not a list: {REGION_FORM} for each")
+        object.__setattr__(self, "regions", tuple(self.regions))
+        first = None  # (index, size) of the first mask, to which the others are compared
+        for index, region in enumerate(self.regions):
+            if not isinstance(region, Region):
+                raise ValueError(f"regions[{index}] is {region!r}: {REGION_FORM}")
+            if region.mask is None:
+                continue
+            first = first or (index, region.mask.shape)
+            if region.mask.shape != first[1]:
+                raise ValueError(
+                    f"regions[{index}].mask has size (height, width) {region.mask.shape}, but "
+                    f"regions[{first[0]}].mask has {first[1]}: give all masks of one scene the "
+                    "same size, that of the picture"
+                )
+
+    @classmethod
+    def from_image(cls, image: Any, segmenter: Segmenter, caption: str = DEFAULT_CAPTION) -> Scene:
+        """The scene of a picture, by a function that finds its segments.
+
+        segmenter: gives (text, mask) pairs, masks bool (height, width); a text of None becomes
+            "A random object". `evaluation.segmenters` has two.
+        """
+        pairs = segmenter(image)
+        return cls(caption, [Region(text or DEFAULT_TEXT, mask=mask) for text, mask in pairs])
+
+    def label_map(self, h: int, w: int) -> NDArray[np.int16]:
+        """Who is seen at each pixel, int16 (h, w): 0 nobody, k the k-th region, counted from 1."""
+        _check_size(h, w)
+        labels = np.zeros((h, w), np.int16)
+        for k, region in enumerate(self.regions, start=1):
+            labels[region.mask_at(h, w)] = k
+        return labels
+
+    def visible_masks(self, h: int, w: int) -> NDArray[np.bool_]:
+        """What is left to see of each region, bool (n, h, w), disjoint; all False if covered."""
+        numbers = np.arange(1, len(self.regions) + 1, dtype=np.int16)
+        return self.label_map(h, w) == numbers[:, None, None]
+
+    def to_json(self) -> str:
+        """The scene as JSON that `from_json` reads back exactly; masks as COCO's compressed RLE."""
+        entries = [json.dumps(_entry(region), ensure_ascii=False) for region in self.regions]
+        # A region a line, so that a reader can edit the file.
+        lines = [
+            '{"format": "spatext-scene", "version": 1,',
+            f' "caption": {json.dumps(self.caption, ensure_ascii=False)},',
+            ' "regions": [' + ",".join("\n  " + entry for entry in entries) + "]}\n",
+        ]
+        return "\n".join(lines)
+
+    @classmethod
+    def from_json(cls, text: str) -> Scene:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: naming the field (such as `regions[1].box`), its value and the right form.
+        """
+        try:
+            file = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            begin = f"{text[:40]!r}"
+            raise ValueError(f"not JSON ({error}), it begins {begin}: {FILE_FORM}") from None
+        _check_fields(file, "the scene", ("format", "version", "caption", "regions"), FILE_FORM)
+        for field, right in (("format", "spatext-scene"), ("version", 1)):
+            if file[field] != right:
+                raise ValueError(f"{field} is {file[field]!r}, not {right!r}: {FILE_FORM}")
+        caption, entries = _checked_text(file["caption"], "caption"), file["regions"]
+        if not isinstance(entries, list):
+            raise ValueError(f"regions is {entries!r}, not a list: write [{ENTRY_FORM}]")
+        return cls(caption, [_read_region(e, f"regions[{i}]") for i, e in enumerate(entries)])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a JSON file; an existing one is replaced only when the new one is complete."""
+        path = Path(path)
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(self.to_json(), encoding="utf-8", newline="\n")
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Scene:
+        """Read a file written by `save`; raises ValueError like `from_json`, the path in front."""
+        # Bytes that are not UTF-8 become lone surrogates, which the checks refuse in their own way.
+        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _entry(region: Region) -> dict:
+    place = {"mask": rle.encode(region.mask)} if region.is_mask else {"box": region.box}
+    return {"text": region.text} | place
+
+
+def _read_region(entry: Any, where: str) -> Region:
+    kind = "mask" if isinstance(entry, dict) and "mask" in entry and "box" not in entry else "box"
+    _check_fields(entry, where, ("text", kind), f"write {ENTRY_FORM}, with one of box and mask")
+    text, place = _checked_text(entry["text"], f"{where}.text"), entry[kind]
+    try:
+        if kind == "mask":
+            return Region(text, mask=rle.decode(place))
+        # A null must not pass for a place that was not given.
+        return Region(text, box=() if place is None else place)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+
+
+def _check_fields(value: Any, where: str, names: tuple[str, ...], form: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r:.80}, not a JSON object: {form}")
+    for name in names:
+        if name not in value:
+            raise ValueError(f"{where} has no field {name!r}, only {sorted(value)}: {form}")
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{where} has an unknown field {name!r} = {value[name]!r:.80}: {form}")
+
+
+def _checked_text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{field} is {value!r:.80}, not a text: write one, such as "a red ball"')
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{field} is {value!r:.80}, which holds half a character: use UTF-8")
+    return value
+
+
+def _check_size(h: int, w: int) -> None:
+    if h < 1 or w < 1:
+        raise ValueError(f"the size (h, w) is {(h, w)}: write numbers of pixels, both at least 1")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions taken apart, put together and left out in part, against slow loops."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from spatext_lab.diffusion import Condition, drop_conditions
+from tests.conditions import some_condition
+
+
+def test_singles_turn_on_one_thing_each():
+    condition = some_condition(2)
+    caption, st_map = condition.singles()
+    assert torch.equal(caption.text, condition.text)
+    assert not caption.st_map.any()
+    assert torch.equal(st_map.text, condition.null_text)
+    assert torch.equal(st_map.st_map, condition.st_map)
+    null = condition.null()
+    assert torch.equal(null.text, condition.null_text)
+    assert not null.st_map.any()
+
+
+def test_a_condition_without_map_has_one_single():
+    condition = some_condition(2, with_map=False)
+    (caption,) = condition.singles()
+    assert torch.equal(caption.text, condition.text)
+    assert caption.st_map is None
+    assert condition.null().st_map is None
+
+
+@pytest.mark.parametrize("with_map", [True, False])
+def test_batch_puts_conditions_one_after_the_other(with_map):
+    parts = [some_condition(b, with_map) for b in (1, 3, 2)]
+    whole = Condition.batch(parts)
+    assert len(whole) == 6
+    for name in ("text", "null_text", "st_map") if with_map else ("text", "null_text"):
+        rows = [row for part in parts for row in getattr(part, name)]
+        assert all(map(torch.equal, getattr(whole, name), rows))
+    assert (whole.st_map is None) == (not with_map)
+
+
+def test_to_changes_every_part():
+    moved = some_condition(1).to(dtype=torch.float64)
+    assert {moved.text.dtype, moved.null_text.dtype, moved.st_map.dtype} == {torch.float64}
+    assert some_condition(1, with_map=False).to("cpu").st_map is None
+
+
+def test_conditions_that_do_not_fit_are_refused():
+    text = torch.zeros(2, 4, 6)
+    with pytest.raises(ValueError, match="null_text has shape"):
+        Condition(text, torch.zeros(1, 4, 6))
+    with pytest.raises(ValueError, match="one map per caption"):
+        Condition(text, text, torch.zeros(3, 5, 3, 3))
+    with pytest.raises(ValueError, match="1 of 2 have an st_map"):
+        Condition.batch([some_condition(1), some_condition(1, with_map=False)])
+    with pytest.raises(ValueError, match="at least one condition"):
+        Condition.batch([])
+
+
+def test_drop_conditions_equals_a_slow_loop():
+    condition = some_condition(4)
+    drop_text = torch.tensor([False, True, False, True])
+    drop_map = torch.tensor([False, False, True, True])
+    dropped = drop_conditions(condition, drop_text, drop_map)
+    for k in range(4):
+        text = condition.null_text[k] if drop_text[k] else condition.text[k]
+        st_map = torch.zeros(5, 3, 3) if drop_map[k] else condition.st_map[k]
+        assert torch.equal(dropped.text[k], text)
+        assert torch.equal(dropped.st_map[k], st_map)
+        assert torch.equal(dropped.null_text[k], condition.null_text[k])
+
+
+def test_drop_conditions_without_map_drops_captions():
+    condition = some_condition(2, with_map=False)
+    dropped = drop_conditions(condition, torch.tensor([True, False]), torch.tensor([True, True]))
+    assert torch.equal(dropped.text[0], condition.null_text[0])
+    assert torch.equal(dropped.text[1], condition.text[1])
+    assert dropped.st_map is None
+
+
+# --- masks of the text ----------------------------------------------------------------------------
+
+
+def masked_condition(b: int) -> Condition:
+    """Of 4 states, the caption's first k + 1 may be looked at, and of the empty caption two."""
+    text_mask = torch.arange(4)[None] <= torch.arange(b)[:, None]
+    null_mask = (torch.arange(4) < 2).expand(b, -1)
+    return replace(some_condition(b), text_mask=text_mask, null_mask=null_mask)
+
+
+def test_each_single_has_the_mask_of_the_text_that_it_says():
+    condition = masked_condition(3)
+    assert not torch.equal(condition.text_mask, condition.null_mask)
+    caption, st_map = condition.singles()
+    assert torch.equal(caption.text_mask, condition.text_mask)
+    for silent in (st_map, condition.null()):
+        assert torch.equal(silent.text, condition.null_text)
+        assert torch.equal(silent.text_mask, condition.null_mask)
+    for part in (caption, st_map, condition.null()):  # so that the null of a null is itself
+        assert torch.equal(part.null_mask, condition.null_mask)
+
+
+def test_batch_puts_masks_one_after_the_other():
+    parts = [masked_condition(b) for b in (1, 3, 2)]
+    whole = Condition.batch([parts[0], parts[1].null(), parts[2]])
+    text_rows = [*parts[0].text_mask, *parts[1].null_mask, *parts[2].text_mask]
+    null_rows = [row for part in parts for row in part.null_mask]
+    assert whole.text_mask.shape == whole.null_mask.shape == (6, 4)
+    assert all(map(torch.equal, whole.text_mask, text_rows))
+    assert all(map(torch.equal, whole.null_mask, null_rows))
+    plain = Condition.batch([some_condition(1), some_condition(2)])
+    assert plain.text_mask is None
+    assert plain.null_mask is None
+
+
+def test_to_moves_masks_and_leaves_them_masks():
+    """On the device without memory, so that a mask that stayed behind would be seen."""
+    condition = masked_condition(2)
+    moved = condition.to("meta", torch.float64)
+    assert {moved.text_mask.device.type, moved.null_mask.device.type} == {"meta"}
+    assert {moved.text_mask.dtype, moved.null_mask.dtype} == {torch.bool}
+    same = condition.to(dtype=torch.float64)
+    assert torch.equal(same.text_mask, condition.text_mask)
+    assert torch.equal(same.null_mask, condition.null_mask)
+    assert some_condition(1).to("cpu").text_mask is None
+
+
+def test_a_dropped_caption_drops_its_mask():
+    condition = masked_condition(4)
+    drop_text = torch.tensor([False, True, False, True])
+    dropped = drop_conditions(condition, drop_text, torch.zeros(4, dtype=torch.bool))
+    for k in range(4):
+        want = condition.null_mask[k] if drop_text[k] else condition.text_mask[k]
+        assert torch.equal(dropped.text_mask[k], want)
+        assert torch.equal(dropped.null_mask[k], condition.null_mask[k])
+    plain = drop_conditions(some_condition(4), drop_text, drop_text)
+    assert plain.text_mask is None
+
+
+# --- the equations ------------------------------------------------------------------------------
