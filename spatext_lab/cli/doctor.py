@@ -263,7 +263,7 @@ Fix = Callable[[Exception], str]
 
 
 def _pip(arguments: str) -> str:
-    pins = Path(__file__).parents[1] / "constraints.txt"  # absent where the package was installed
+    pins = Path(__file__).parents[2] / "constraints.txt"  # absent where the package was installed
     pinned = f" -c {pins}" if pins.is_file() else ""
     return f"{sys.executable} -m pip install{pinned} {arguments}"
 
@@ -288,7 +288,7 @@ def _say(fix: str) -> Fix:
 
 
 def _fetch_models(error: Exception) -> str:
-    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+    if (Path(__file__).parents[2] / "pyproject.toml").is_file():
         return "git checkout -- data/pocket"
     return f"{sys.executable} -m pip install --force-reinstall --no-deps WHEEL (spatext_lab's)"
 

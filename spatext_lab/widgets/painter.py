@@ -25,7 +25,8 @@ from jaxtyping import Bool, UInt8
 
 from spatext_lab import figures
 from spatext_lab.figures.png import EMPTY, PALETTE, png
-from spatext_lab.scene import DEFAULT_CAPTION, DEFAULT_TEXT, Region, Scene, places
+from spatext_lab.scene import Region, Scene, places
+from spatext_lab.scene.scene import DEFAULT_CAPTION, DEFAULT_TEXT
 from spatext_lab.widgets import strokes
 from spatext_lab.widgets.presets import presets
 from spatext_lab.widgets.sources import script, style

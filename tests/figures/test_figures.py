@@ -26,6 +26,7 @@ from spatext_lab.figures import (
     map_picture,
     outline,
     save,
+    scenes,
     show,
     token_strip,
 )
@@ -74,7 +75,7 @@ def test_colours_stay_apart_for_every_eye(sight):
 
 @pytest.mark.parametrize("k", range(1, 8))
 def test_numbers_can_be_read_on_their_colour(k):
-    badge = np.asarray(figures._badge(k, 40))[..., :3].reshape(-1, 3)
+    badge = np.asarray(scenes._badge(k, 40))[..., :3].reshape(-1, 3)
     ink = WHITE if (badge == INK).all(axis=1).sum() == 0 else INK
     light, dark = sorted((TO_XYZ[1] @ linear(rgb) for rgb in (ink, colour(k))), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 3  # WCAG 2.2, 1.4.11
@@ -127,13 +128,13 @@ def test_numbers_stand_in_their_regions(scene):
         assert len(rows) > 50
         # all of it, as the middle of both regions has room for it
         y, x = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2
-        badge = np.asarray(figures._badge(k, 10)).astype(int)[4:-4, 4:-4, :3]
+        badge = np.asarray(scenes._badge(k, 10)).astype(int)[4:-4, 4:-4, :3]
         drawn = numbered[y - 6 : y + 7, x - 6 : x + 7].astype(int)
         assert np.abs(drawn - badge).mean() < 12
 
 
 def test_badges_differ_in_more_than_colour():
-    badges = [np.asarray(figures._badge(k, 10).convert("L")).astype(int) for k in (1, 8)]
+    badges = [np.asarray(scenes._badge(k, 10).convert("L")).astype(int) for k in (1, 8)]
     assert colour(1) == colour(8)
     assert np.abs(badges[0] - badges[1]).max() > 100
 
@@ -141,7 +142,7 @@ def test_badges_differ_in_more_than_colour():
 def test_a_number_at_the_border_is_whole():
     corner = Scene("c", [Region("a", box=(0.97, 0.97, 1, 1))])
     drawn = np.asarray(draw_scene(corner))
-    badge = np.asarray(figures._badge(1, 10))
+    badge = np.asarray(scenes._badge(1, 10))
     whole = badge[..., 3] == 255
     part = drawn[-len(badge) :, -len(badge) :]
     np.testing.assert_array_equal(part[whole], badge[whole][:, :3])

@@ -221,7 +221,9 @@ def test_the_moment_penalty_in_closed_form():
 
 def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch):
     pictures = autoencoder.pictures
-    monkeypatch.setattr(autoencoder, "pictures", lambda split, which: pictures(split, which[:16]))
+    monkeypatch.setattr(
+        autoencoder, "pocket_images", lambda split, which: pocket_images(split, which[:16])
+    )
     autoencoder.make(PLAN, "cpu").save(tmp_path)
     vae = AutoencoderTiny.from_pretrained(tmp_path, torch_dtype=torch.float32)
     latents = encode(vae, pocket_images("val", range(16)))

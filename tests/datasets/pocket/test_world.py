@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
-from spatext_lab.datasets import pocket
 from spatext_lab.datasets.pocket import (
     BACKDROPS,
     COLOURS,
@@ -27,6 +26,7 @@ from spatext_lab.datasets.pocket import (
     pocket_item,
 )
 from spatext_lab.datasets.pocket import shapes as pocket_shapes
+from spatext_lab.datasets.pocket import world as pocket
 from spatext_lab.datasets.pocket.shapes import SHAPES, polygon, sprite
 from spatext_lab.datasets.pocket.texts import (
     COLOUR_WORDS,
