@@ -220,7 +220,7 @@ def test_the_moment_penalty_in_closed_form():
 
 
 def test_a_saved_autoencoder_has_latents_of_unit_variance(tmp_path, monkeypatch):
-    pictures = autoencoder.pictures
+    pocket_images = autoencoder.pocket_images
     monkeypatch.setattr(
         autoencoder, "pocket_images", lambda split, which: pocket_images(split, which[:16])
     )
