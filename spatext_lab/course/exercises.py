@@ -12,13 +12,14 @@ carry nbgrader's metadata (schema 3), so a course that uses nbgrader can take th
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+
+from spatext_lab.scene import files
 
 KINDS = ("student", "solution")
 FOLDED = " The solution is folded away under it."  # true in the source alone
@@ -107,12 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for kind in KINDS:
         folder = options.out / kind
-        folder.mkdir(parents=True, exist_ok=True)
         for path in options.notebooks:
             copied = make_copy(nbformat.read(path, as_version=4), kind, path.stem)
-            beside = folder / f"{path.name}.part"
-            nbformat.write(copied, beside)
-            os.replace(beside, folder / path.name)
+            files.write(folder / path.name, nbformat.writes(copied).rstrip("\n") + "\n")
         print(f"{len(options.notebooks)} notebooks in {folder}")
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from spatext_lab.scene import files
+
 DPI = 100  # of every figure, so that its size in inches is its size in pixels / 100
 
 
@@ -85,11 +87,8 @@ def save(
     Raises:
         ValueError: for an empty alt text, and for what `to_image` refuses.
     """
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(png(obj, alt, params))
-    os.replace(beside, path)
-    return path
+    files.write(path, png(obj, alt, params))
+    return Path(path)
 
 
 def to_image(obj: Any) -> Image.Image:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatext_lab.scene import places, rle
+from spatext_lab.scene import files, places, rle
 from spatext_lab.scene.places import BOX_FORM, MASK_FORM, Box
 
 __all__ = ["Region", "Scene"]
@@ -211,10 +211,7 @@ class Scene:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a JSON file; an existing one is replaced only when the new one is complete."""
-        path = Path(path)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(self.to_json(), encoding="utf-8", newline="\n")
-        os.replace(beside, path)
+        files.write(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Scene:

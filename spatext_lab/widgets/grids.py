@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Scene, files
 from spatext_lab.widgets.sources import markup
 
 Key = tuple[float, float, int, int]  # scale of the caption, of the map, steps, seed
@@ -49,11 +49,7 @@ class Grid:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a JSON file; an existing one is replaced only when the new one is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps({"format": "spatext-grid", "version": 1} | self._plain()))
-        os.replace(beside, path)
+        files.write(path, json.dumps({"format": "spatext-grid", "version": 1} | self._plain()))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Grid:
