@@ -11,14 +11,10 @@ The names below are loaded when first used, so that `import spatext_lab` costs n
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-
-if os.environ.get("CI"):  # nobody watches there; tqdm reads this when it is imported
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 _HOME = {
     "ReCoPipeline": "spatext_lab.reco.pipeline",

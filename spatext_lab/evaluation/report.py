@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
-from tqdm import tqdm
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
@@ -26,6 +25,7 @@ from spatext_lab.evaluation.metrics import (
     psnr,
     region_correct,
 )
+from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor
 
 # SpaText, arXiv 2211.14305, section 4.1: 1 to 3 segments, each at least 5 % of the picture
@@ -112,8 +112,10 @@ def evaluate(
 def drawn(draw: Draw, todo: Sequence[Any], seed: int, what: str) -> list[Image.Image]:
     """A picture for each task, the k-th with seed `seed` + k; shows its progress."""
     images = []
-    for start in tqdm(range(0, len(todo), _BATCH), desc=what, unit="batch"):
-        images += draw(todo[start : start + _BATCH], seed + start)
+    with Progress(total=len(todo), desc=what, unit="image") as bar:
+        for start in range(0, len(todo), _BATCH):
+            images += draw(todo[start : start + _BATCH], seed + start)
+            bar.update(len(images) - bar.n)
     return images
 
 

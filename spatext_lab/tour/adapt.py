@@ -11,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
-from tqdm import tqdm
 
 from spatext_lab.datasets.coco import CocoSubset, read_coco
 from spatext_lab.evaluation.methods import Task
 from spatext_lab.evaluation.report import scores, tasks
 from spatext_lab.figures import curve, outline
+from spatext_lab.figures.progress import Progress
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.tour.markup import Html, figure, prose, tiles
 from spatext_lab.tour.plan import Tour, coco_subset
@@ -50,7 +50,7 @@ def learn(tour: Tour, pool: Cache, steps: int, points: int) -> Iterator[Reading]
     stops = {round(k * steps / (points - 1)) for k in range(1, points)}
     yield Reading(0, 0.0, learner)
     seconds, last = 0.0, time.perf_counter()
-    with tqdm(total=steps, desc="learning", unit="step") as bar:
+    with Progress(total=steps, desc="learning", unit="step") as bar:
         for step in trainer.run():
             bar.update()
             if step.index + 1 in stops:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from shlex import quote
 
 from PIL import Image
-from tqdm import tqdm
 
 from spatext_lab.evaluation.report import scores, tasks
 from spatext_lab.figures import draw_scene, map_picture, outline
+from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import Scene
 from spatext_lab.tour.markup import Html, command, figure, folded, legend, prose, table, tiles
 from spatext_lab.tour.plan import Tour
@@ -90,9 +90,7 @@ def with_and_without(tour: Tour) -> list[Html]:
     plain = Scene(tour.scene.caption)
     pictures = {
         name: tour.spatext([asked] * len(seeds), **tour.settings)
-        for name, asked in tqdm(
-            [("without", plain), ("with", tour.scene)], desc="drawing", unit="batch"
-        )
+        for name, asked in (("without", plain), ("with", tour.scene))
     }
     return [
         prose(
@@ -131,7 +129,7 @@ def sweep(tour: Tour) -> list[Html]:
     scales, todo = tour.budget.scales, list(tasks(tour.budget.swept, split="val"))
     asked = [tour.scene, *(task.scene for task in todo)]
     rows, found = [], {}
-    bar = tqdm(total=len(scales) ** 2, desc="drawing", unit="batch")
+    bar = Progress(total=len(scales) ** 2, desc="sampling", unit="cell")
     for caption in scales:
         row: list[str | Html] = [f"caption {caption:g}"]
         for region in scales:

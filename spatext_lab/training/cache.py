@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.figures.progress import Progress
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Region
 from spatext_lab.spatext.representation import coverage
@@ -84,7 +84,7 @@ def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
 def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
     """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
     latents, captions, regions, segments, pictures = [], [], [], [], []
-    bar = tqdm(total=total, desc="caching", unit="picture")
+    bar = Progress(total=total, desc="caching", unit="image")
     for chunk in _chunks(examples):
         images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
         latents.append(encode(vae, images).cpu())

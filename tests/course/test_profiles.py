@@ -2,8 +2,6 @@
 """Profiles: which model the cells run with, how long it takes, and who is told to be quiet."""
 
 import os
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -80,12 +78,3 @@ def test_what_is_expected_of_the_real_one_is_what_it_takes():
     list(pipeline.stream([profiles.Scene("a house")], steps=profiles.STEPS))
     whole = time.perf_counter() - begin
     assert 0.2 < profiles.STEPS * step / whole < 3
-
-
-@pytest.mark.parametrize(("ci", "silent"), [("true", True), ("", False)])
-def test_progress_is_silent_in_ci_alone(ci, silent):
-    code = "import spatext_lab; from tqdm import tqdm; list(tqdm(range(3)))"
-    said = {k: v for k, v in os.environ.items() if k not in ("CI", "TQDM_DISABLE")}
-    env = said | ({"CI": ci} if ci else {})
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
-    assert (done.stderr == b"") is silent

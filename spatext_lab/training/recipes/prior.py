@@ -5,12 +5,12 @@ import torch
 from diffusers import PriorTransformer
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
+from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
 from spatext_lab.training.job import Job, device_of, save_half
@@ -37,7 +37,7 @@ def new_transformer(width: int) -> PriorTransformer:
 def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """(text vectors, image vectors) of training scenes' segments and whole pictures."""
     text, image = [], []
-    for i in tqdm(range(scenes), desc="caching", unit="picture"):
+    for i in Progress(range(scenes), desc="caching", unit="image"):
         item = pocket_item("train", i)
         segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
         picture = to_tensor(item.image[None]) / 2 + 0.5
