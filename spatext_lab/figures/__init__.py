@@ -2,17 +2,17 @@
 """Images of scenes, maps, tokens and numbers, each with alternative text."""
 
 from spatext_lab.figures.charts import curve, grid
-from spatext_lab.figures.png import PALETTE, Picture, colour, save, show, to_image
-from spatext_lab.figures.scenes import draw_scene, map_picture, outline, token_strip
+from spatext_lab.figures.png import PALETTE, ImageWithAlt, colour, save, show, to_image
+from spatext_lab.figures.scenes import draw_scene, map_image, outline, token_strip
 
 __all__ = [
     "PALETTE",
-    "Picture",
+    "ImageWithAlt",
     "colour",
     "curve",
     "draw_scene",
     "grid",
-    "map_picture",
+    "map_image",
     "outline",
     "save",
     "show",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many pictures on one sheet, and plain curves, both as matplotlib figures.
+"""Grids of images and plain curves, as matplotlib figures.
 
 matplotlib is loaded when one is drawn, and its global state is left as it is.
 """
@@ -18,6 +18,8 @@ from spatext_lab.figures.png import DPI, INK, Colour, colour, enlarged, to_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LINES = 8  # of a title, at most
+
 
 def grid(
     images: Sequence[Any],
@@ -26,22 +28,26 @@ def grid(
     row_titles: Sequence[str] | None = None,
     size: int = 192,
 ) -> Figure:
-    """Pictures side by side, row after row, each in a cell of `size` pixels; small ones enlarged.
+    """Lay images out in rows; each is scaled to its cell, pixels staying sharp squares.
 
     Args:
-        images:     pictures (PIL or uint8 (h, w, 3)); None leaves a cell empty.
-        columns:    pictures in a row.
-        titles:     one per picture, or one per column; above it.
-        row_titles: one per row; to its left.
+        images:     PIL images or uint8 arrays (h, w, 3); None leaves a cell empty.
+        columns:    images in a row.
+        titles:     one per image or one per column, written above.
+        row_titles: one per row, written at its left.
+        size:       side of a cell in pixels.
 
     Raises:
-        ValueError: for no pictures, and for another number of titles.
+        ValueError: for no images, and for a wrong number of titles.
+
+    Example:
+        figures.show(figures.grid([before, after], 2, ["before", "after"]), alt="...")
     """
     from matplotlib.figure import Figure
 
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     if not rows:
-        raise ValueError("images is empty: give at least one picture")
+        raise ValueError("images is empty: pass at least one")
     _check_count("titles", titles, {columns, len(images)})
     _check_count("row_titles", row_titles, {len(rows)})
     above = [_titles_above(titles, row, columns, size) for row in range(len(rows))]
@@ -49,7 +55,7 @@ def grid(
     cells = [[None if i is None else enlarged(to_image(i), size) for i in row] for row in rows]
     heights = [max((cell.height for cell in row if cell), default=size) for row in cells]
     pairs = zip(row_titles or (), heights, strict=False)
-    beside = [textwrap.fill(text, max(8, height // 7)) for text, height in pairs]
+    beside = [_wrapped(text, height) for text, height in pairs]
     gap, left = 8, 12 + _depth(beside) if beside else 8
     width, height = left + columns * (size + gap), sum(heights) + sum(spaces) + gap
     figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
@@ -75,18 +81,18 @@ def _depth(texts: Sequence[str]) -> int:
     return 17 * max((text.count("\n") + 1 for text in texts), default=0)
 
 
-# Both take pixels from the left upper corner; matplotlib counts in shares from the left lower one.
+# Both take pixels from the upper left; matplotlib counts in fractions from the lower left.
 def _write(figure: Figure, text: str, x: int, y: int, **how: Any) -> None:
     width, height = figure.get_size_inches() * DPI
     figure.text(x / width, 1 - y / height, text, _font(10), ha="center", **how)
 
 
-def _place(figure: Figure, picture: Image.Image, x: int, y: int) -> None:
-    """In whole pixels, so that each pixel of an enlarged picture stays a sharp square."""
+def _place(figure: Figure, image: Image.Image, x: int, y: int) -> None:
+    """In whole pixels, so that each pixel of an enlarged image stays a sharp square."""
     width, height = figure.get_size_inches() * DPI
-    corner = x / width, 1 - (y + picture.height) / height
-    axes = figure.add_axes((*corner, picture.width / width, picture.height / height))
-    axes.imshow(np.asarray(picture), interpolation="nearest", aspect="auto")
+    corner = x / width, 1 - (y + image.height) / height
+    axes = figure.add_axes((*corner, image.width / width, image.height / height))
+    axes.imshow(np.asarray(image), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
 
 
@@ -97,10 +103,12 @@ def curve(
     references: Mapping[str, float | int] | None = None,
     size: tuple[int, int] = (560, 340),
 ) -> Figure:
-    """Lines over one axis: {"SpaText": (steps, values), ...}, each with a marker of its own.
+    """Plot lines over one axis, each with its own colour and marker.
 
-    Steps and values are sequences or arrays of numbers, equally long. `references` are levels to
-    compare with, such as {"aim 0.80": 0.8}, drawn dashed; `size` is (width, height) in pixels.
+    Args:
+        lines:      (x, y) by name, two sequences of equal length: {"SpaText": (steps, values)}.
+        references: levels to compare with, drawn dashed: {"aim 0.80": 0.8}.
+        size:       (width, height) in pixels.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +121,7 @@ def curve(
     for name, level in (references or {}).items():
         axes.axhline(level, color="#8a8a8a", lw=1.2, ls=(0, (4, 3)), zorder=1)
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(name, (0, level), (4, 3), fontsize=9, color="#6a6a6a", **where)
+        axes.annotate(name, (0, level), (4, 3), **_font(9) | {"color": "#6a6a6a"}, **where)
     axes.set_xlabel(x_label, _font(10))
     axes.set_ylabel(y_label, _font(10))
     axes.grid(axis="y", color="#e6e6e6", lw=0.8)
@@ -122,26 +130,36 @@ def curve(
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#bbbbbb")
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_shade(INK))
+        legend = axes.legend(frameon=False, fontsize=9, labelcolor=_shade(INK))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
 def _check_count(name: str, texts: Sequence[str] | None, right: set[int]) -> None:
     if texts is not None and len(texts) not in right:
         wanted = " or ".join(map(str, sorted(right)))
-        raise ValueError(f"{name} has {len(texts)} texts: give {wanted}")
+        raise ValueError(f"{name} has {len(texts)} texts: expected {wanted}")
 
 
 def _titles_above(titles: Sequence[str] | None, row: int, columns: int, size: int) -> list[str]:
-    """The titles that stand above this row, broken to the width of a cell."""
+    """The titles above this row, wrapped to the width of a cell."""
     if titles is None or (row > 0 and len(titles) == columns):
         return []
     line = titles[row * columns : (row + 1) * columns]
-    return [textwrap.fill(text, max(8, size // 7)) for text in line]
+    return [_wrapped(text, size) for text in line]
+
+
+def _wrapped(text: str, pixels: int) -> str:
+    """A text in lines of this length, at most LINES; the rest is left out, with an ellipsis."""
+    letters = max(8, pixels // 7)
+    text = " ".join(text.split())[: (LINES + 1) * letters]
+    return textwrap.fill(text, letters, max_lines=LINES, placeholder=" …")
 
 
 def _font(size: int) -> dict[str, Any]:
-    return {"fontsize": size, "color": _shade(INK)}
+    """A text with dollar signs is a text, no formula."""
+    return {"fontsize": size, "color": _shade(INK), "parse_math": False}
 
 
 def _shade(rgb: Colour) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture: the colours it is drawn in, and its way out to a notebook or a PNG file.
+"""One image: the palette, conversion to RGB, and output to a notebook or a PNG file with alt text.
 
-None leaves without an alt text.
+No image is shown or saved without an alt text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from spatext_lab.scene import files
 
 DPI = 100  # of every figure, so that its size in inches is its size in pixels / 100
-
 
 Colour = tuple[int, int, int]
 
@@ -40,15 +39,23 @@ EMPTY: Colour = (238, 238, 238)  # where no region lies
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (38, 38, 38)
 
+FORM = "expected a PIL image (8 bits, or 16-bit grey) or a uint8 array (height, width, 3)"
+
 
 def colour(k: int) -> Colour:
-    """The RGB colour (0 to 255) of region k, counted from 1; after seven they begin again."""
+    """The RGB colour (0 to 255) of region k, counted from 1; 0 is grey, after 7 they repeat."""
     return EMPTY if k == 0 else PALETTE[(k - 1) % len(PALETTE)]
 
 
+# Rec. 601 luma; `painter.js` has the same rule for the page.
+def ink_on(back: Colour) -> Colour:
+    """INK or WHITE, whichever is easier to read on this background."""
+    return INK if np.dot((0.299, 0.587, 0.114), back) > 130 else WHITE
+
+
 @dataclass(frozen=True)
-class Picture:
-    """The bytes of a PNG and its alt text; a notebook shows it as HTML, which keeps both."""
+class ImageWithAlt:
+    """The bytes of a PNG file and an alt text; a notebook shows it as HTML, which keeps both."""
 
     png: bytes
     alt: str
@@ -59,11 +66,15 @@ class Picture:
         return f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
 
     def __repr__(self) -> str:
-        return f"<Picture: {self.alt}>"
+        return f"<ImageWithAlt: {self.alt}>"
 
 
 def show(obj: Any, alt: str) -> None:
-    """Display a picture, array or figure in a notebook with its alt text; small ones enlarged.
+    """Display an image in a notebook; one below 256 pixels is enlarged.
+
+    Args:
+        obj: a PIL image, array or figure, as `to_image` takes it.
+        alt: the alt text.
 
     Raises:
         ValueError: for an empty alt text, and for what `to_image` refuses.
@@ -73,16 +84,22 @@ def show(obj: Any, alt: str) -> None:
     image = to_image(obj)
     if max(image.size) < 256:
         image = enlarged(image, 256)
-    display(Picture(png(image, alt), alt))
+    display(ImageWithAlt(png(image, alt), alt))
 
 
 def save(
     obj: Any, path: str | os.PathLike, alt: str, params: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a picture, array or figure to a PNG file that tells what it is; returns the path.
+    """Write an image to a PNG file; an existing file is replaced when the new one is complete.
 
-    The file's text chunks hold the alt text (`Description`) and how it was made (`Parameters`, as
-    JSON). An existing file is replaced only when the new one is complete.
+    Args:
+        obj:    a PIL image, array or figure, as `to_image` takes it.
+        path:   the file to write.
+        alt:    the alt text; stored in the text chunk `Description`.
+        params: how the image was made; stored as JSON in the text chunk `Parameters`.
+
+    Returns:
+        The path.
 
     Raises:
         ValueError: for an empty alt text, and for what `to_image` refuses.
@@ -92,13 +109,20 @@ def save(
 
 
 def to_image(obj: Any) -> Image.Image:
-    """An RGB picture from a PIL image, a uint8 array (h, w, 3) or (h, w), or a matplotlib figure.
+    """Convert to an RGB image as a viewer would show it.
+
+    A PIL image is turned upright by its EXIF orientation, 16-bit grey is scaled to 8 bits, and
+    transparent parts become white.
+
+    Args:
+        obj: a PIL image, a uint8 array (height, width, 3) or (height, width), or a matplotlib
+            figure.
 
     Raises:
-        ValueError: naming what was given and the right form.
+        ValueError: naming what was passed and the right form.
     """
     if isinstance(obj, Image.Image):
-        return obj.convert("RGB")
+        return _rgb(ImageOps.exif_transpose(obj))
     if hasattr(obj, "savefig"):
         buffer = io.BytesIO()
         obj.savefig(buffer, format="png", dpi=DPI)
@@ -106,26 +130,40 @@ def to_image(obj: Any) -> Image.Image:
     if isinstance(obj, np.ndarray) and obj.dtype == np.uint8 and obj.shape[2:] in ((), (3,)):
         return Image.fromarray(obj).convert("RGB")
     what = f"{obj.dtype} {tuple(obj.shape)}" if hasattr(obj, "dtype") else type(obj).__name__
-    raise ValueError(f"picture is {what}: give a PIL image or a uint8 array (height, width, 3)")
+    raise ValueError(f"image is {what}: {FORM}")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion clips 16-bit values to 255 and shows what transparency hides."""
+    if image.mode == "F" or image.mode[0] == "I":  # 16-bit files are opened as I;16, I;16B or I
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            least, most = image.getextrema()
+            raise ValueError(f"image has mode {image.mode}, values from {least} to {most}: {FORM}")
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, WHITE)
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def enlarged(image: Image.Image, size: int) -> Image.Image:
-    """The picture with `size` pixels on its longer side; a smaller one keeps its pixels visible."""
+    """Resize the longer side to `size` pixels; enlarging keeps pixels as sharp squares."""
     shrinks = max(image.size) > size
     how = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
     return image.resize(fitted(image.size, size), how)
 
 
 def fitted(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """(width, height) brought to `size` on the longer side, in the same proportion."""
+    """(width, height) scaled so that the longer side is `size`."""
     longer = max(shape)
     return tuple(max(1, round(side * size / longer)) for side in shape)
 
 
 def png(obj: Any, alt: str, params: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes of the file that `save` writes; raises what it raises."""
+    """The bytes of the PNG file that `save` writes, with the same arguments and errors."""
     if not alt.strip():
-        raise ValueError(f"alt is empty ({alt!r}): say in a sentence what the picture shows")
+        raise ValueError(f"alt is empty ({alt!r}): expected a sentence on what the image shows")
     texts = PngImagePlugin.PngInfo()
     texts.add_itxt("Description", alt)
     if params is not None:

@@ -9,7 +9,7 @@ from shlex import quote
 from PIL import Image
 
 from spatext_lab.evaluation.report import scores, tasks
-from spatext_lab.figures import draw_scene, map_picture, outline
+from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import Scene
 from spatext_lab.tour.markup import Html, command, figure, folded, legend, prose, table, tiles
@@ -56,7 +56,7 @@ def st_map(tour: Tour) -> list[Html]:
     drawn = page.image("map-scene", draw_scene(tour.scene), "The scene's regions, as above")
     seen = page.image(
         "map",
-        map_picture(values),
+        map_image(values),
         f"The spatio-textual map, {h} by {w} cells; regions with like texts have like colours, "
         "cells of no region are grey",
     )

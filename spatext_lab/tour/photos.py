@@ -11,7 +11,7 @@ import torch
 
 from spatext_lab.datasets.coco import CocoItem, CocoSubset, read_coco
 from spatext_lab.evaluation.metrics import psnr
-from spatext_lab.figures import draw_scene, map_picture, outline
+from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Scene
 from spatext_lab.tour.adapt import SIZE, cached, learn
@@ -111,7 +111,7 @@ def _drawn(
         cells = {
             "the photo": image,
             "through the autoencoder": rebuilt[k],
-            "the map": map_picture(tour.spatext.st_map(scene), 128),
+            "the map": map_image(tour.spatext.st_map(scene), 128),
             "drawn before": outline(before[k], scene, 256, numbers=False),
             "drawn after": outline(after[k], scene, 256, numbers=False),
         }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import anywidget
@@ -23,16 +24,21 @@ import traitlets
 from ipywidgets.widgets.trait_types import CByteMemoryView
 from jaxtyping import Bool, UInt8
 
-from spatext_lab import figures
+from spatext_lab import figures, zoo
 from spatext_lab.figures.png import EMPTY, PALETTE, png
 from spatext_lab.scene import Region, Scene, places
 from spatext_lab.scene.scene import DEFAULT_CAPTION, DEFAULT_TEXT
 from spatext_lab.widgets import strokes
-from spatext_lab.widgets.presets import presets
 from spatext_lab.widgets.sources import script, style
 
 MOST_REGIONS = 255  # a label is one byte, and 0 is nobody
 THUMBNAIL = 72  # pixels
+
+
+@cache
+def presets() -> dict[str, Scene]:
+    """Every shipped scene (the files of data/scenes) by the name of its file, alphabetically."""
+    return {path.stem: Scene.load(path) for path in sorted(zoo.shipped("scenes").glob("*.json"))}
 
 
 class Painter(anywidget.AnyWidget):

@@ -1,32 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scene as ReCo reads it: the tokens of its sentence, and beside them the boxes that they say.
+"""A scene as ReCo's tokens, and beside them the boxes that the tokens encode.
 
     Inspector(reco.sentences, scene)     # point at a token, or reach it by Tab, and see its box
 
-Style sheet and no script, so it works wherever a notebook is shown. The boxes are read back from
-the tokens: what is drawn is what the network is told, rounded to the bins.
+Style sheet and no script, so it works wherever a notebook is shown. The boxes are decoded from
+the tokens: what is shown is what the network gets, rounded to the bins.
 """
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from itertools import cycle
 
-from spatext_lab.figures.png import Colour, colour
-from spatext_lab.reco.position_tokens import PositionTokens, Sentence, Token
+from spatext_lab.figures.png import colour, ink_on
+from spatext_lab.figures.scenes import chip
+from spatext_lab.reco.position_tokens import PositionTokens, Sentence
 from spatext_lab.scene import Scene
 from spatext_lab.scene.places import Box
 from spatext_lab.widgets.sources import style
 
 EDGES = ("x0", "y0", "x1", "y1")  # the order of a region's four position tokens
-SIDE = 320  # of the drawing, in pixels
+SIDE = 320  # pixels of the drawing
 
 
 @dataclass(frozen=True, repr=False)
 class Inspector:
-    """The sentence of a scene that shows itself as tokens with their boxes.
+    """A scene's prompt that a notebook shows as tokens with their boxes.
 
-    Raises what `PositionTokens.show_work` raises, when it is shown.
+    Args:
+        tokens: the encoder of scenes, a ReCo pipeline's `sentences`.
+        scene:  what to encode.
+
+    Raises:
+        ValueError: when shown, where `PositionTokens.show_work` cannot encode the scene.
     """
 
     tokens: PositionTokens
@@ -34,27 +41,27 @@ class Inspector:
 
     @property
     def sentence(self) -> Sentence:
-        """The tokens."""
+        """The encoded scene, token by token."""
         return self.tokens.show_work(self.scene)
 
     @property
-    def said(self) -> Scene:
-        """The scene that the tokens say: boxes on their bins, texts in lower case."""
+    def decoded(self) -> Scene:
+        """The scene that the tokens encode: boxes on their bins, texts in lower case."""
         return self.tokens.decode(self.sentence.ids)
 
     def __repr__(self) -> str:
         return f"<Inspector: {self.sentence}>"
 
     def _repr_html_(self) -> str:
-        sentence, boxes = self.sentence, [region.box for region in self.said.regions]
+        sentence, boxes = self.sentence, [region.box for region in self.decoded.regions]
         drawing = "".join(_box(k, box) for k, box in enumerate(boxes, start=1))
-        alt = f"{len(boxes)} boxes, as the tokens say them"
+        alt = f"{len(boxes)} boxes, decoded from the tokens"
         return (
             f"<style>{style('tokens')}{_rules(len(boxes))}</style>"
             '<div class="sx sx-tokens">'
             f'<svg viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{alt}">'
             f'<rect class="sx-sheet" width="{SIDE}" height="{SIDE}"/>{drawing}</svg>'
-            f'<div class="sx-said"><p>{_chips(sentence)}</p>'
+            f'<div class="sx-text-side"><p>{_chips(sentence)}</p>'
             f'<p class="sx-note">{html.escape(_note(sentence, self.scene))}</p></div></div>'
         )
 
@@ -67,25 +74,15 @@ def _note(sentence: Sentence, scene: Scene) -> str:
 
 
 def _chips(sentence: Sentence) -> str:
-    chips, places = [], 0
+    chips, edges = [], cycle(EDGES)
     for token in sentence.tokens:
-        if token.region < 0:
+        if token.region < 0:  # padding, to the end
             break
-        edge = EDGES[places % 4] if token.is_position else None
-        places += token.is_position
-        chips.append(_chip(token, edge))
+        edge = next(edges) if token.is_position else ""
+        attributes = f' class="sx-token" tabindex="0" data-k="{token.region}"'
+        attributes += f' data-e="{edge}"' if edge else ""
+        chips.append(chip(token.text, token.region, token.is_position, edge, attributes))
     return " ".join(chips)
-
-
-def _chip(token: Token, edge: str | None) -> str:
-    about = f"region {token.region}" if token.region else "caption"
-    about += f", {edge}" if edge else ""
-    kind = "sx-place" if edge else "sx-word"
-    at = f' data-e="{edge}"' if edge else ""
-    return (
-        f'<span class="sx-token {kind}" tabindex="0" data-k="{token.region}"{at} '
-        f'title="{about}" style="{_colours(token.region)}">{html.escape(token.text)}</span>'
-    )
 
 
 def _box(k: int, box: Box) -> str:
@@ -109,7 +106,7 @@ def _box(k: int, box: Box) -> str:
 
 
 def _rules(regions: int) -> str:
-    """What is pointed at in one half is shown in the other, each region and each edge by itself."""
+    """CSS that highlights in one half what is pointed at in the other."""
     rules = []
     for k in range(1, regions + 1):
         it = f'[data-k="{k}"]:is(:hover, :focus)'
@@ -123,6 +120,4 @@ def _rules(regions: int) -> str:
 
 
 def _colours(k: int) -> str:
-    back: Colour = colour(k)
-    dark = sum(w * c for w, c in zip((0.299, 0.587, 0.114), back, strict=True)) <= 130
-    return f"--back: rgb{back}; --on-back: {'#ffffff' if dark else '#262626'}"
+    return f"--back: rgb{colour(k)}; --on-back: rgb{ink_on(colour(k))}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from spatext_lab import figures
 from spatext_lab.figures import (
@@ -23,7 +23,7 @@ from spatext_lab.figures import (
     curve,
     draw_scene,
     grid,
-    map_picture,
+    map_image,
     outline,
     save,
     scenes,
@@ -183,6 +183,33 @@ def test_a_covered_box_is_outlined_whole():
     assert tuple(drawn[last - 20, last]) == colour(1)
 
 
+TEXTS = {"words": "ball " * 2_000, "spaces": "a" + 80_000 * " " + "ball", "word": "x" * 80_000}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_of_any_length_takes_one_line_of_the_legend(name, monkeypatch):
+    letters, text = [], TEXTS[name]
+    measured = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(
+        ImageFont.FreeTypeFont,
+        "getlength",
+        lambda font, text, *rest: letters.append(len(text)) or measured(font, text, *rest),
+    )
+    scene, short = (Scene("c", [Region(t, box=(0, 0, 1, 1))]) for t in (text, "ball"))
+    assert draw_scene(scene, legend=True).size == draw_scene(short, legend=True).size
+    assert sum(letters) < 20 * 8 * 256  # a few looks at what a line may hold, however long it is
+
+
+def test_the_legend_is_truncated_as_late_as_it_fits():
+    font = ImageFont.load_default(13)
+    for text in ("ball", "a ball\nand\tanother", "a red ball " * 40, "W" * 300, "i" * 300):
+        shown, flat = scenes._truncated(text, font, 226), " ".join(text.split())
+        assert font.getlength(shown) <= 226
+        if shown != flat:
+            assert flat.startswith(shown[:-1])
+            assert font.getlength(flat[: len(shown)] + "…") > 226
+
+
 # --- maps -----------------------------------------------------------------------------------------
 
 
@@ -191,7 +218,7 @@ def test_distances_of_colours_are_distances_of_vectors():
     vectors = np.random.default_rng(1).normal(size=(4, 32))
     corners = np.zeros((32, 2, 3))
     corners[:, 0, 0], corners[:, 0, 1], corners[:, 1, 0], corners[:, 1, 1] = vectors
-    drawn = np.asarray(map_picture(corners, 3)).astype(float)
+    drawn = np.asarray(map_image(corners, 3)).astype(float)
     rgb = drawn[[0, 0, 1, 1], [0, 1, 0, 1]]
     assert np.abs(rgb - 128).max() == 96  # the scale is used up
     pairs = list(combinations(range(4), 2))
@@ -207,27 +234,27 @@ def test_the_sign_is_fixed(seed):
     direction = np.random.default_rng(seed).normal(size=5)
     ramp = direction[:, None, None] * np.array([[[1, 2, 3]]])
     expected = [32, 128, 224] if direction[np.abs(direction).argmax()] > 0 else [224, 128, 32]
-    assert np.asarray(map_picture(ramp, 3))[0, :, 0].tolist() == expected
+    assert np.asarray(map_image(ramp, 3))[0, :, 0].tolist() == expected
 
 
 def test_arrays_and_tensors_give_one_picture():
     values = np.random.default_rng(2).normal(size=(16, 8, 8)).astype(np.float32)
-    expected = np.asarray(map_picture(values))
+    expected = np.asarray(map_image(values))
     assert expected.shape == (256, 256, 3)
     for twin in (torch.tensor(values, requires_grad=True), values.astype(np.float64)):
-        np.testing.assert_array_equal(np.asarray(map_picture(twin)), expected)
-    coarse = np.asarray(map_picture(torch.tensor(values).bfloat16())).astype(int)
+        np.testing.assert_array_equal(np.asarray(map_image(twin)), expected)
+    coarse = np.asarray(map_image(torch.tensor(values).bfloat16())).astype(int)
     assert np.abs(coarse - expected).max() <= 4
 
 
 def test_maps_with_nothing_to_tell_apart():
-    assert (np.asarray(map_picture(np.zeros((4, 2, 2)))) == EMPTY).all()
+    assert (np.asarray(map_image(np.zeros((4, 2, 2)))) == EMPTY).all()
     one = np.zeros((64, 4, 4))
     one[:, :2] = np.random.default_rng(3).normal(size=(64, 1, 1))
-    drawn = np.asarray(map_picture(one, 4))
+    drawn = np.asarray(map_image(one, 4))
     assert (drawn[:2] == 128).all()
     assert (drawn[2:] == EMPTY).all()
-    assert map_picture(np.random.default_rng(3).normal(size=(2, 4, 6)), 60).size == (60, 40)
+    assert map_image(np.random.default_rng(3).normal(size=(2, 4, 6)), 60).size == (60, 40)
 
 
 # --- grids and curves -----------------------------------------------------------------------------
@@ -266,12 +293,25 @@ def test_titles_are_whole_and_apart():
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
+@pytest.mark.parametrize("text", [*TEXTS.values(), r"$5, or \foo$", "one\ntwo " * 40])
+def test_titles_are_texts_of_a_few_lines(text):
+    figure = grid([noise()], 1, [text], [text], size=64)
+    assert max(to_image(figure).size) < 500
+    for shown in figure.texts:
+        lines = shown.get_text().splitlines()
+        assert len(lines) <= 8
+        letters = "".join(lines).replace(" ", "").removesuffix("…")
+        assert "".join(text.split()).startswith(letters)
+    names = curve({text[:40]: ([0], [0]), "b": ([0], [0])}, text[:40], text[:40], {text[:40]: 1})
+    assert to_image(names).size == (560, 340)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (([], 2), "images is empty"),
-        (([noise()] * 4, 2, ["a"]), "titles has 1 texts: give 2 or 4"),
-        (([noise()] * 4, 2, None, ["a"]), "row_titles has 1 texts: give 2"),
+        (([noise()] * 4, 2, ["a"]), "titles has 1 texts: expected 2 or 4"),
+        (([noise()] * 4, 2, None, ["a"]), "row_titles has 1 texts: expected 2"),
     ],
 )
 def test_a_grid_that_does_not_add_up(arguments, message):
@@ -323,7 +363,7 @@ class Images(HTMLParser):
 @settings(deadline=None)
 @given(ALTS | st.sampled_from(['"><script>alert(1)</script>', "a & b's < c", "&quot;"]))
 def test_alt_text_reaches_the_page_unharmed(alt):
-    page = figures.Picture(b"png", alt)._repr_html_()
+    page = figures.ImageWithAlt(b"png", alt)._repr_html_()
     ((tag, attributes),) = Images(page).found
     assert (tag, attributes["alt"]) == ("img", alt)
     assert attributes["src"] == "data:image/png;base64,cG5n"
@@ -378,7 +418,9 @@ def test_no_picture_without_words(tmp_path, alt):
     ],
 )
 def test_what_is_no_picture_is_told_the_right_form(wrong, named):
-    with pytest.raises(ValueError, match=f"picture is {named}: give a PIL image or a uint8 array"):
+    with pytest.raises(
+        ValueError, match=f"image is {named}: expected a PIL image .* or a uint8 array"
+    ):
         to_image(wrong)
 
 
@@ -387,6 +429,58 @@ def test_every_kind_of_picture_is_taken():
     for picture in (grey, Image.fromarray(grey), Image.fromarray(noise()).convert("RGBA")):
         assert to_image(picture).mode == "RGB"
     np.testing.assert_array_equal(np.asarray(to_image(grey))[..., 1], grey)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm", "big-endian", "int32"])
+def test_grey_of_16_bits_is_scaled(kind):
+    deep = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    image = Image.fromarray(deep)
+    if kind == "int32":
+        image = Image.fromarray(deep.astype(np.int32))
+    elif kind == "big-endian":
+        image = Image.frombytes("I;16B", (64, 64), deep.astype(">u2").tobytes())
+    else:
+        file = BytesIO()
+        image.save(file, format={"pgm": "PPM"}.get(kind, kind))
+        image = Image.open(file)
+    shown = np.asarray(to_image(image))
+    assert np.abs(shown - deep[..., None] / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize("values", [np.float32([[0.2, 0.9]]), np.int32([[-1, 5]])])
+def test_values_of_no_known_range_are_refused(values):
+    with pytest.raises(ValueError, match=r"image has mode [FI], values from .* expected a PIL"):
+        to_image(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_upright(orientation, tmp_path):
+    upright = noise(6, 9)
+    turned = {  # how a camera stores it, by the EXIF standard, 4.6.4
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright),
+        7: np.rot90(upright, 2).transpose(1, 0, 2), 8: np.rot90(upright, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(turned[orientation]).save(tmp_path / "phone.png", exif=exif)
+    photo = Image.open(tmp_path / "phone.png")
+    np.testing.assert_array_equal(np.asarray(to_image(photo)), upright)
+    again = save(photo, tmp_path / "again.png", "noise")  # upright once, and not turned again
+    np.testing.assert_array_equal(np.asarray(to_image(Image.open(again))), upright)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_what_is_transparent_becomes_white(mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (90, 90, 90, 255))
+    if mode == "P":
+        image = Image.fromarray(np.uint8([[0, 1]])).convert("P")
+        image.putpalette([0, 0, 0, 90, 90, 90])
+        image.info["transparency"] = 0
+    else:
+        image = image.convert(mode)
+    assert np.asarray(to_image(image)).tolist() == [[[255] * 3, [90] * 3]]
 
 
 # --- tokens ---------------------------------------------------------------------------------------

@@ -3,13 +3,12 @@
 
 import pytest
 
-from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.painter import presets
 
 CODE = """
 from spatext_lab import SpaTextPipeline, TextToImagePipeline, zoo
 from spatext_lab.widgets.live import Live
-from spatext_lab.widgets.painter import Painter
-from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.painter import Painter, presets
 if "known" not in globals():
     known = {
         "SpaText": SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext")),

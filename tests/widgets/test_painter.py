@@ -13,8 +13,7 @@ from PIL import Image
 
 from spatext_lab import Region, Scene
 from spatext_lab.figures import PALETTE, draw_scene
-from spatext_lab.widgets.painter import Painter
-from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.painter import Painter, presets
 
 
 @st.composite

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from spatext_lab import Region, Scene
-from spatext_lab.widgets.painter import Painter
-from spatext_lab.widgets.presets import presets
+from spatext_lab.widgets.painter import Painter, presets
 from spatext_lab.widgets.sources import script
 from spatext_lab.widgets.strokes import flood, stroke
 
