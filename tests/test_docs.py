@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documentation names is there, and a checkout has the bytes that were committed."""
 
+import inspect
+import re
 import subprocess
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from pkgutil import resolve_name, walk_packages
 
 import pytest
 
@@ -36,3 +41,113 @@ def test_no_file_is_changed_by_a_checkout_on_windows(windows_clone):
     assert len(listed) > 500
     ends = [line.split()[:2] for line in listed]
     assert [line for line, (i, w) in zip(listed, ends, strict=True) if i[2:] != w[2:]] == []
+
+
+# --- tables and pages -----------------------------------------------------------------------------
+
+
+def table_rows(page: str) -> list[dict[str, str]]:
+    """Every row of every table of a page, by the names of its columns."""
+    rows, columns = [], None
+    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|"):
+            columns = None
+        elif columns is None:
+            columns = cells
+        elif not line.startswith("|-"):
+            rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+def code(cell: str) -> list[str]:
+    """What stands between backticks in a cell."""
+    found = re.findall(r"`([^`]+)`", cell)
+    assert found, f"{cell!r} names nothing"
+    return found
+
+
+@pytest.mark.parametrize("row", table_rows("equations.md"), ids=lambda row: row["function"])
+def test_an_equation_has_its_function_its_test_and_its_chapter(row):
+    for name in code(row["function"]):
+        resolve_name(f"spatext_lab.{name}")  # ImportError or AttributeError says which is missing
+    tests = "".join((ROOT / path).read_text(encoding="utf-8") for path in code(row["test"]))
+    names = "|".join(name.rpartition(".")[2] for name in code(row["function"]))
+    assert re.search(rf"\b({names})\b", tests), f"{row['test']} has none of {names}"
+    if row["chapter"] != "-":
+        assert len(list((ROOT / "notebooks").glob(f"{row['chapter']}_*.ipynb"))) == 1
+
+
+@pytest.mark.parametrize("row", table_rows("glossary.md"), ids=lambda row: row["term"])
+def test_a_term_has_its_name_in_the_library(row):
+    for name in code(row["in the library"]):
+        resolve_name(f"spatext_lab.{name}")
+
+
+def test_the_glossary_has_each_term_once():
+    terms = [term for row in table_rows("glossary.md") for term in row["term"].split(", ")]
+    assert sorted(set(terms)) == sorted(terms)
+    wanted = "image embedding encode latent condition sample render truncate timestep token bin"
+    assert set(wanted.split()) <= set(terms)
+
+
+def test_links_lead_to_files_and_headings():
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*/README.md")):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            name, _, anchor = link.partition("#")
+            path = (page.parent / name) if name else page
+            assert path.exists(), f"{page.relative_to(ROOT)} links {link}"
+            if anchor:
+                assert anchor in headings(path), f"{page.relative_to(ROOT)} links {link}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+# --- generated pages ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def make_api():
+    spec = spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+
+@pytest.mark.parametrize("page", ["api.md", "tree.md"])
+def test_a_generated_page_is_up_to_date(make_api, page):
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == make_api.pages()[page], (
+        f"docs/{page} is older than the docstrings: run `make api`"
+    )
+
+
+def test_the_api_page_has_what_importing_finds(make_api):
+    """The page is made by parsing; here the modules are imported and looked at."""
+    sections = re.split(r"^## (.*)$", make_api.api(), flags=re.MULTILINE)
+    listed = {name: re.findall(r"^### (.*)$", text, re.MULTILINE) for name, text in pairs(sections)}
+    folders = {name.partition(".")[0] for name in listed}
+    assert folders == set(make_api.FOLDERS)
+    for name in all_modules(folders):
+        module = import_module(f"spatext_lab.{name}")
+        own = [
+            each
+            for each, value in vars(module).items()
+            if not each.startswith("_")
+            and (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value)))
+            and value.__module__ == module.__name__
+        ]
+        assert [each for each in listed.get(name, []) if "." not in each] == own, name
+
+
+def pairs(sections: list[str]) -> list[tuple[str, str]]:
+    return list(zip(sections[1::2], sections[2::2], strict=True))
+
+
+def all_modules(folders: set[str]) -> list[str]:
+    found = walk_packages([str(ROOT / "spatext_lab")], "spatext_lab.")
+    names = [each.name.partition(".")[2] for each in found]
+    return [name for name in names if name.partition(".")[0] in folders]
