@@ -3,6 +3,7 @@
 
 import inspect
 import re
+import shlex
 import subprocess
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -10,8 +11,10 @@ from pathlib import Path
 from pkgutil import resolve_name, walk_packages
 
 import pytest
+from PIL import Image
 
 from spatext_lab import zoo
+from spatext_lab.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +44,34 @@ def test_no_file_is_changed_by_a_checkout_on_windows(windows_clone):
     assert len(listed) > 500
     ends = [line.split()[:2] for line in listed]
     assert [line for line, (i, w) in zip(listed, ends, strict=True) if i[2:] != w[2:]] == []
+
+
+# --- what is to be typed --------------------------------------------------------------------------
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_code_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("README.md", "python")), names := {})
+    assert Image.open("house.png").size == Image.open("house-reco.png").size == (64, 64)
+    assert len(names["result"].images) == 4
+    assert capsys.readouterr().out.splitlines()[-1] == "4"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/stable-diffusion.md"])
+def test_commands_can_be_typed(page):
+    """Each line is parsed and not run; every option and choice must exist."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in "".join(blocks(page, "")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["spatext-lab"]:
+            build_parser().parse_args(words[1:])  # SystemExit says what it does not know
+        elif "make" in words:
+            assert words[words.index("make") + 1] in targets, line
 
 
 # --- tables and pages -----------------------------------------------------------------------------

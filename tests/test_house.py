@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from spatext_lab import __version__
 from tests.house import floors, graph, imports
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +26,9 @@ ROOT = Path(__file__).parents[1]
 NOT_PINNED = re.compile(r"^(nvidia-|cuda-|triton|pip$|setuptools$|wheel$|spatext-lab$)")
 
 TOP_LEVEL = {
-    *("spatext_lab", "notebooks", "data", "tests", "benchmarks", "docs", "tools"),
-    *("README.md", "LICENSE", "LICENSE-data.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"),
-    *("pyproject.toml", "constraints.txt", "environment.yml"),
+    *("spatext_lab", "notebooks", "data", "tests", "benchmarks", "docs"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "LICENSE-data.md"),
+    *("Makefile", "pyproject.toml", "constraints.txt", "environment.yml"),
     *(".ci", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"),
 }
 
@@ -138,7 +139,14 @@ def test_python_versions_agree():
     assert pyproject()["requires-python"] == ">=3.11"
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["dependencies"][0].startswith("python >=3.11")
-    assert Version("3.11") <= Version(".".join(map(str, sys.version_info[:3])))
+
+
+def test_the_citation_and_the_changelog_have_the_packages_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert Version(citation["version"]) == Version(__version__)
+    assert citation["license"] == pyproject()["license"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert newest == __version__
 
 
 # --- imports --------------------------------------------------------------------------------------
@@ -218,10 +226,14 @@ def test_ci_runs_the_readmes_test_command():
     assert "make tour" in (ROOT / "README.md").read_text()
 
 
-def test_the_readmes_pictures_are_there_small_and_told():
-    pictures = re.findall(r"!\[(.*?)\]\((.*?)\)", (ROOT / "README.md").read_text())
-    assert len(pictures) >= 5
-    for alt, path in pictures:
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_the_readmes_images_are_there_small_and_described():
+    images = re.findall(r"!\[(.*?)\]\((.*?)\)", (ROOT / "README.md").read_text())
+    assert len(images) >= 5
+    for alt, path in images:
         assert len(alt) > 20, f"{path} has the alt text {alt!r}"
         assert (ROOT / path).stat().st_size < 150_000, path
 
