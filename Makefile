@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test browser lab lint format wheel notebooks clean moved
+.PHONY: help setup tour test browser lab lint format wheel notebooks house api clean moved
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
@@ -60,6 +60,9 @@ notebooks: $(STAMP)  ## execute the notebooks in place; student and solution cop
 
 house: $(STAMP)  ## the package's folders, and which imports which
 	@$(PY) -m tests.house
+
+api: $(STAMP)  ## docs/api.md and docs/tree.md anew, from the docstrings
+	@$(PY) docs/make_api.py
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel
