@@ -136,7 +136,8 @@ def public(node: ast.AST) -> bool:
 
 def entry(node: Function | ast.ClassDef, owner: str = "") -> Iterator[str]:
     """Heading, signature and text of a function or class, then those of its public methods."""
-    yield f"### {owner}{node.name}\n\n```python\n{signature(node)}\n```\n\n{rendered(node)}\n"
+    called = re.sub(r"'([^'\"]*)'", r'"\1"', signature(node))  # ast has single quotes
+    yield f"### {owner}{node.name}\n\n```python\n{called}\n```\n\n{rendered(node)}\n"
     if isinstance(node, ast.ClassDef):
         for method in filter(public, node.body):
             if "setter" not in "".join(map(ast.unparse, method.decorator_list)):
