@@ -8,6 +8,7 @@ lowest first, one printable character (from "0" on) for each group.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 RLE_FORM = 'write {"size": [height, width], "counts": "<COCO compressed RLE>"}'
 LONGEST_SIDE = 1 << 14  # a damaged size must not ask for all the memory there is
+LARGEST_TOTAL = 1 << 29  # pixels in all masks of one scene: as many bytes when decoded
 
 
 def encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -33,6 +35,35 @@ def decode(rle: Any) -> NDArray[np.bool_]:
     Raises:
         ValueError: naming the part (mask.size, mask.counts), its value and the right form.
     """
+    h, w, lengths = _runs(rle)
+    on = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(on, lengths).reshape(w, h).T
+
+
+def checked(rle: Any) -> dict[str, Any]:
+    """The RLE itself, once it is known to be sound. Raises ValueError as `decode` does."""
+    _runs(rle)
+    return rle
+
+
+def check_total(sizes: Iterable[tuple[int, int]]) -> None:
+    """Refuse masks that would not fit in memory together: an RLE of a few bytes can be 256 MB.
+
+    Args:
+        sizes: (height, width) of each mask of a scene.
+
+    Raises:
+        ValueError: more than LARGEST_TOTAL pixels in all.
+    """
+    total = sum(h * w for h, w in sizes)
+    if total > LARGEST_TOTAL:
+        raise ValueError(
+            f"masks have {total} pixels together; a scene's masks have at most {LARGEST_TOTAL}: "
+            "use fewer or smaller masks"
+        )
+
+
+def _runs(rle: Any) -> tuple[int, int, list[int]]:
     if not isinstance(rle, dict) or set(rle) != {"size", "counts"}:
         raise ValueError(f"mask is {rle!r:.80}: {RLE_FORM}")
     size, counts = rle["size"], rle["counts"]
@@ -49,8 +80,7 @@ def decode(rle: Any) -> NDArray[np.bool_]:
             f"mask.counts {counts!r:.80} is damaged: its runs {lengths!s:.80} do not make "
             f"{h} x {w} pixels; {RLE_FORM}"
         )
-    on = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(on, lengths).reshape(w, h).T
+    return h, w, lengths
 
 
 def _is_side(value: Any) -> bool:

@@ -1,181 +1,234 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures and segments of a COCO 2017 folder may be selected, from its annotation files.
+"""Which images and segments of a COCO 2017 folder may be selected, from its annotation files."""
 
-The official instances_train2017.json is 470 MB of text; read at once it becomes gigabytes of Python
-objects. Here each record is looked at as it passes, and what stays is small: a picture's name and
-size, its captions, and for each annotation an id or the outline as text.
-"""
-
-import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from msgspec import Raw, Struct
+
+from spatext_lab.datasets.coco import licences
+from spatext_lab.datasets.coco.licences import Licence
+from spatext_lab.datasets.coco.names import region_text
 from spatext_lab.datasets.coco.records import (
-    is_text,
-    number,
-    plain_name,
-    read_categories,
-    read_licences,
-    rows,
-    whole,
+    Broken,
+    CaptionRecord,
+    CategoryRecord,
+    ImageRecord,
+    InstanceRecord,
+    LicenceRecord,
+    PanopticRecord,
+    SegmentRecord,
+    decoded,
+    read_file,
 )
 from spatext_lab.datasets.coco.report import CocoReport
-from spatext_lab.scene.rle import LONGEST_SIDE
 
-TOO_SMALL = "smaller than the minimum area"
+OUTSIDE = "file_name leads out of its folder"
+Records = dict[str, list[Raw]]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pictures and annotations may be selected; None: any."""
+    """Which images and annotations may be selected; None: any."""
 
     licences: Collection[int] | None
     categories: Collection[str] | None
-    min_area: float  # share of the picture
 
 
-@dataclass(slots=True)
-class Segment:
-    """One annotation that may become a region."""
+class Segment(Struct, gc=False):
+    """An annotation that may become a region."""
 
     id: int
     text: str
-    # `segmentation` as JSON again, a tenth of the lists in size; None: it is in the panoptic PNG
-    shape: bytes | None
+    record: Raw | None  # with its outline; None: its pixels are in the panoptic PNG
 
 
 @dataclass(slots=True)
-class Picture:
-    """One picture that may be selected, with all that is known of it."""
+class Entry:
+    """An image that may be selected, with all that the files say about it."""
 
-    id: int
-    file_name: str
-    height: int
-    width: int
-    licence: int
-    url: str  # where it was published
+    record: ImageRecord
+    licence: Licence
     captions: list[str] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     left_out: list[tuple[str, int]] = field(default_factory=list)  # (reason, annotation id)
-    panoptic: str | None = None  # name of its panoptic PNG
+    panoptic: str | None = None  # path of its panoptic PNG
     problem: str | None = None  # why it cannot be used, whatever its segments
 
 
-class Index:
-    """The pictures that may be selected, by id, and the licences: id to (name, address).
+def read_index(folder: Path, split: str, wanted: Wanted, report: CocoReport) -> dict[int, Entry]:
+    """The images that may be selected, by id; the report gets the others.
 
-    Raises FileNotFoundError or ValueError for an annotation file that is missing or broken, and
-    ValueError for a category that neither instances nor panoptic know.
+    Raises:
+        FileNotFoundError: instances or captions are missing.
+        ValueError: a broken annotation file, or a wanted category that no file has.
     """
-
-    def __init__(self, folder: Path, split: str, wanted: Wanted, report: CocoReport):
-        self.pictures: dict[int, Picture] = {}
-        self._others: set[int] = set()  # ids of the pictures that were left out
-        self._wanted, self._report = wanted, report
-        instances, captions, panoptic = (
-            folder / f"{kind}_{split}2017.json" for kind in ("instances", "captions", "panoptic")
+    instances, captions, panoptic = (
+        folder / f"{kind}_{split}2017.json" for kind in ("instances", "captions", "panoptic")
+    )
+    index = _Index(wanted, report)
+    file = read_file(instances)
+    stuff = read_file(panoptic) if panoptic.exists() else {}
+    names, stuff_names = index.category_names(file), index.category_names(stuff)
+    _check_categories(wanted.categories, {*names.values(), *stuff_names.values()})
+    index.read_images(file)
+    if not report.found:
+        raise ValueError(
+            f"{instances} has no entries in 'images': it is not a COCO annotation file"
         )
-        self._things = read_categories(instances)
-        self._stuff = read_categories(panoptic) if panoptic.exists() else {}
-        _check_categories(wanted.categories, {*self._things.values(), *self._stuff.values()})
-        self.licences = read_licences(instances)
-        self._read_pictures(instances)
-        self._read_captions(captions)
-        if panoptic.exists():
-            self._read_panoptic(panoptic)
-        if not all(picture.panoptic or picture.problem for picture in self.pictures.values()):
-            self._read_instances(instances)
+    index.read_captions(read_file(captions))
+    index.read_panoptic(stuff, stuff_names)
+    index.read_instances(file, names)
+    return index.entries
 
-    def _read_pictures(self, path: Path) -> None:
-        for row in rows(path, "images"):
+
+class _Index:
+    def __init__(self, wanted: Wanted, report: CocoReport):
+        self.entries: dict[int, Entry] = {}
+        self._others = {-1}  # ids of the images that were left out
+        self._wanted, self._report = wanted, report
+
+    def category_names(self, file: Records) -> dict[int, str]:
+        """Category names by id."""
+        return {key: row.name for key, row in self._table(file, "categories", CategoryRecord)}
+
+    def _table(self, file: Records, key: str, kind: type) -> Iterator[tuple[int, Any]]:
+        seen = set()
+        for row, _ in decoded(file.get(key, ()), kind):
+            if isinstance(row, Broken):
+                self._report.notes.append(f"broken entry of {key}: {row.fault}")
+            elif row.id in seen:
+                self._report.notes.append(f"{key} has id {row.id} twice; the first is used")
+            else:
+                seen.add(row.id)
+                yield row.id, row
+
+    def _licences(self, file: Records) -> dict[int, Licence]:
+        """The file's licences by its own ids; a file without any is taken to use COCO's."""
+        found = {}
+        for key, row in self._table(file, "licenses", LicenceRecord):
+            name, url = str(row.name or ""), str(row.url or "")
+            found[key] = Licence(licences.coco_number(name, url), name, url)
+            if found[key].number != key:
+                known = f"COCO's {found[key].number}" if found[key].number else "none of COCO's"
+                self._report.notes.append(f"licence {key} of this file is {name!r:.60}, {known}")
+        return found or {n: Licence(n, f"licence {n}", "") for n in range(1, 9)}
+
+    def read_images(self, file: Records) -> None:
+        """Make an entry of each image that may be selected."""
+        known = self._licences(file)
+        for record, _ in decoded(file.get("images", ()), ImageRecord):
             self._report.found += 1
-            reason, name = self._reason_against_picture(row)
+            if isinstance(record, Broken):
+                reason, name = f"broken image record: {record.fault}", record.shown
+            else:
+                name = record.file_name
+                licence = known.get(record.license) or Licence(0, str(record.license or ""), "")
+                reason = (
+                    self._reason_against(record, licence)
+                    if path
+                    else f"broken image record: {OUTSIDE}"
+                )
             if reason is None:
-                self.pictures[row["id"]] = _picture(row)
+                record.file_name = path_below(name)
+                self.entries[record.id] = Entry(record, licence)
             else:
-                self._report.leave_picture(reason, name)
-                self._others.add(number(row, "id"))
-        self._others.discard(-1)
-        if not self._report.found:
-            raise ValueError(f"{path} has no entries in 'images': it is not a COCO annotation file")
+                self._report.leave_image(reason, name)
+                self._others.add(record.id)
 
-    def _reason_against_picture(self, row: Any) -> tuple[str | None, str]:
-        try:
-            picture = _picture(row)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return "broken image record", f"{row!r:.80}"
-        if picture.id in self.pictures or picture.id in self._others:
-            return "image id used twice", picture.file_name
-        if self._wanted.licences is not None and picture.licence not in self._wanted.licences:
-            return f"licence {picture.licence} was not asked for", picture.file_name
-        return None, picture.file_name
+    def _reason_against(self, record: ImageRecord, licence: Licence) -> str | None:
+        if path_below(record.file_name) is None:
+            return f"broken image record: {OUTSIDE}"
+        if record.id in self.entries or record.id in self._others:
+            return "image id used twice"
+        if self._wanted.licences is not None and licence.number not in self._wanted.licences:
+            if record.license is None:
+                return "no licence in its record"
+            return f"licence {licence.number or repr(licence.name)} was not asked for"
+        return None
 
-    def _read_captions(self, path: Path) -> None:
-        for row in rows(path, "annotations"):
-            picture = self._picture_of(row, "caption")
-            if picture is None:
-                continue
-            if is_text(row.get("caption")):
-                picture.captions.append(" ".join(row["caption"].split()))
+    def read_captions(self, file: Records) -> None:
+        """Add its captions to each image, on one line each."""
+        for entry, record, _ in self._of_known_images(file, CaptionRecord, "caption"):
+            if isinstance(record, Broken):
+                entry.left_out.append((f"broken caption: {record.fault}", record.id))
             else:
-                picture.left_out.append(("broken caption", number(row, "id")))
+                entry.captions.append(" ".join(record.caption.split()))
 
-    def _read_panoptic(self, path: Path) -> None:
-        for row in rows(path, "annotations"):
-            picture = self._picture_of(row, "panoptic annotation")
-            if picture is None:
-                continue
-            try:
-                picture.panoptic = plain_name(row["file_name"])
-                segments = list(row["segments_info"])
-            except (KeyError, TypeError, ValueError):
-                picture.problem = "broken panoptic record"
-                continue
-            for segment in segments:
-                self._add(picture, segment, self._stuff)
+    def read_panoptic(self, file: Records, names: dict[int, str]) -> None:
+        """Add the panoptic segments, for the images that have any."""
+        for entry, record, _ in self._of_known_images(file, PanopticRecord, "panoptic annotation"):
+            if isinstance(record, Broken):
+                entry.problem = f"broken panoptic record: {record.fault}"
+            elif entry.panoptic:
+                entry.left_out.append(("second panoptic annotation", -1))
+            else:
+                entry.panoptic = path_below(record.file_name)
+                if entry.panoptic is None:
+                    entry.problem = f"broken panoptic record: {OUTSIDE}"
+                seen = {0: "panoptic id 0 is no segment"}
+                for segment, _ in decoded(record.segments_info, SegmentRecord):
+                    self._add(entry, segment, names, None, seen.get(segment.id))
+                    seen[segment.id] = "segment id used twice"
 
-    def _read_instances(self, path: Path) -> None:
-        for row in rows(path, "annotations"):
-            picture = self._picture_of(row, "annotation")
-            if picture is not None and not (picture.panoptic or picture.problem):
-                self._add(picture, row, self._things)
+    def read_instances(self, file: Records, names: dict[int, str]) -> None:
+        """Add the instances, for the images without panoptic segments."""
+        for entry, record, row in self._of_known_images(file, InstanceRecord, "annotation"):
+            if not (entry.panoptic or entry.problem):
+                self._add(entry, record, names, row)
 
-    def _picture_of(self, row: Any, kind: str) -> Picture | None:
-        owner = number(row, "image_id")
-        if owner not in self.pictures and owner not in self._others:
-            reason = f"{kind} of an unknown picture"
-            self._report.leave_annotation(reason, f"picture {owner}", number(row, "id"))
-        return self.pictures.get(owner)
+    def _of_known_images(
+        self, file: Records, kind: type, name: str
+    ) -> Iterator[tuple[Entry, Any, Raw]]:
+        """Annotations with their image's entry; the report gets those of unknown images."""
+        for record, row in decoded(file.get("annotations", ()), kind):
+            entry = self.entries.get(record.image_id)
+            if entry is not None:
+                yield entry, record, row
+            elif isinstance(record, Broken) and record.image_id < 0:
+                self._report.leave_annotation(f"broken {name}: {record.fault}", "?", record.id)
+            elif record.image_id not in self._others:
+                where, own = f"image {record.image_id}", getattr(record, "id", None)
+                found = -1 if own is None else own
+                self._report.leave_annotation(f"{name} of an unknown image", where, found)
 
-    def _add(self, picture: Picture, row: Any, names: dict[int, str]) -> None:
-        """The annotation becomes a segment of the picture, or is left out for the reason found."""
-        try:
-            name, text = names.get(row["category_id"]), row.get("text")
-            area = row["area"] / (picture.height * picture.width)
-            found = whole(row["id"])
-            if not (text is None or is_text(text)):
-                raise ValueError("text is not a text")
-        except (AttributeError, KeyError, TypeError, ValueError):
-            picture.left_out.append(("broken annotation", number(row, "id")))
-            return
-        reason = self._reason_against_segment(name, row.get("iscrowd"), area)
+    def _add(
+        self,
+        entry: Entry,
+        record: Any,
+        names: dict[int, str],
+        row: Raw | None,
+        reason: str | None = None,
+    ) -> None:
+        """The annotation becomes a segment of the image, or is left out with the reason."""
+        if isinstance(record, Broken):
+            reason = f"broken annotation: {record.fault}"
+        elif reason is None:
+            name = names.get(record.category_id)
+            reason = self._reason_against_segment(name, record.iscrowd)
         if reason is None:
-            shape = None if picture.panoptic else json.dumps(row.get("segmentation")).encode()
-            picture.segments.append(Segment(found, text or region_text(name), shape))
+            entry.segments.append(Segment(record.id, record.text or region_text(name), row))
         else:
-            picture.left_out.append((reason, found))
+            entry.left_out.append((reason, record.id))
 
-    def _reason_against_segment(self, name: str | None, crowd: Any, area: float) -> str | None:
+    def _reason_against_segment(self, name: str | None, crowd: Any) -> str | None:
         if crowd:
             return "crowd"
         if name is None:
             return "unknown category"
         if self._wanted.categories is not None and name not in self._wanted.categories:
             return "category was not asked for"
-        return TOO_SMALL if area < self._wanted.min_area else None
+        return None
+
+
+def path_below(name: str) -> str | None:
+    """A record's file name with forward slashes, None if it leads out of its folder."""
+    path = PureWindowsPath(name)  # reads both kinds of slashes
+    inside = path.parts and not path.anchor and ".." not in path.parts and "\0" not in name
+    return path.as_posix() if inside else None
 
 
 def _check_categories(asked: Collection[str] | None, known: set[str]) -> None:
@@ -186,31 +239,3 @@ def _check_categories(asked: Collection[str] | None, known: set[str]) -> None:
                 f"categories has {name!r}, which these annotation files lack; "
                 f"they have {', '.join(near)}, ..."
             )
-
-
-def _picture(row: dict) -> Picture:
-    picture = Picture(
-        id=whole(row["id"]),
-        file_name=plain_name(row["file_name"]),
-        height=whole(row["height"]),
-        width=whole(row["width"]),
-        licence=whole(row.get("license", 0)),
-        url=str(row.get("flickr_url") or row.get("coco_url") or ""),
-    )
-    if min(picture.id, picture.height - 1, picture.width - 1) < 0:
-        raise ValueError("id, height and width count from 0, 1 and 1")
-    if max(picture.height, picture.width) > LONGEST_SIDE:
-        raise ValueError("the sides are in pixels")
-    return picture
-
-
-def region_text(category: str) -> str:
-    """The text of a region of this category: "a dog".
-
-    Panoptic names are made for machines ("wall-other-merged", "floor-wood"); they are turned into
-    what a caption would say ("a wall", "a wood floor").
-    """
-    words = [word for word in category.split("-") if word not in ("other", "merged", "stuff")]
-    if words and words[0] in ("wall", "floor"):
-        words = words[1:] + words[:1]
-    return "a " + (" ".join(words) or category)

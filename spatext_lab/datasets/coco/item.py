@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading a COCO folder gives: pictures with their scenes, both made when asked for."""
+"""What reading a COCO folder gives: images with their scenes, both made when asked for."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from spatext_lab.datasets.coco import masks as coco_masks
+from spatext_lab.datasets.coco.masks import centre_square, square_masks
 from spatext_lab.datasets.coco.report import CocoReport, Credit
+from spatext_lab.datasets.photo import to_rgb
 from spatext_lab.scene import Region, Scene, rle
 
 
 @dataclass(frozen=True)
 class CocoRegion:
-    """One segment of a picture: its text and the part of it that is to be seen."""
+    """One segment of an image: its text and the part of it that is visible."""
 
     annotation: int  # id of the annotation, or of the panoptic segment
     text: str
@@ -25,56 +28,53 @@ class CocoRegion:
 
 @dataclass(frozen=True)
 class CocoItem:
-    """A picture and its scene. Both are read when asked for, equal every time."""
+    """An image and its scene. Both are read when asked for, equal every time."""
 
     path: Path
     split: str  # "train" or "val"
     image_id: int
     size: tuple[int, int]  # height, width
-    licence: int  # id, 1 to 8
-    credit: Credit  # the licence's name and address, and the picture's
+    licence: int  # COCO's number, 1 to 8; 0 for any other licence, or none
+    credit: Credit  # the image's name and address, and its licence's
     captions: tuple[str, ...]
     regions: tuple[CocoRegion, ...]  # largest first, disjoint
-    min_area: float  # each region's least share of the picture
+    min_area: float  # each region's least fraction of the image
 
     @property
     def file_name(self) -> str:
-        """The picture's name without its folder."""
-        return self.path.name
+        """The image's path below the split's folder."""
+        return self.credit.file_name
 
     @property
     def scene(self) -> Scene:
-        """First caption, and one mask region of the picture's size per segment, largest first."""
-        masks = [rle.decode(region.rle) for region in self.regions]
-        texts = [region.text for region in self.regions]
-        return Scene(
-            self.captions[0], [Region(t, mask=m) for t, m in zip(texts, masks, strict=True)]
-        )
+        """First caption, and one mask region of the image's size per segment, largest first."""
+        return self._scene([rle.decode(region.rle) for region in self.regions])
 
     def image(self) -> Image.Image:
-        """The picture, RGB. Raises OSError if it has been damaged since it was checked."""
-        with Image.open(self.path) as picture:
-            return picture.convert("RGB")
+        """The image, upright, RGB. Raises OSError if it has been damaged since it was checked."""
+        with Image.open(self.path) as image:
+            return to_rgb(image)
 
     def square(self, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], Scene]:
-        """The centre square as `size` x `size` pixels, and the scene cut and resized along.
+        """The centre square as `size` x `size` pixels, and the scene cropped and resized with it.
 
-        Regions that have less than `min_area` of the square are dropped (possibly all of them);
+        Regions that cover less than `min_area` of the square are dropped (possibly all of them);
         `CocoSubset.squares` counts them.
         """
-        return self._square_picture(size), self._square_scene(self._in_square(size))
+        box = centre_square(*self.size)
+        pixels = self.image().resize((size, size), Image.Resampling.LANCZOS, box=box)
+        return np.array(pixels), self._scene(self._masks_in_square(size))
 
-    def _in_square(self, size: int) -> list[tuple[CocoRegion, np.ndarray]]:
-        masks = coco_masks.square_masks([rle.decode(r.rle) for r in self.regions], size)
+    def _masks_in_square(self, size: int) -> list[Bool[np.ndarray, "size size"] | None]:
+        """One mask for each region, None where too little of it is in the square."""
+        masks = square_masks([rle.decode(region.rle) for region in self.regions], size)
         least = max(1, self.min_area * size * size)
-        return [(r, m) for r, m in zip(self.regions, masks, strict=True) if m.sum() >= least]
+        return [mask if mask.sum() >= least else None for mask in masks]
 
-    def _square_picture(self, size: int) -> np.ndarray:
-        box = coco_masks.centre_square(*self.size)
-        return np.array(self.image().resize((size, size), Image.Resampling.LANCZOS, box=box))
-
-    def _square_scene(self, kept: list[tuple[CocoRegion, np.ndarray]]) -> Scene:
-        return Scene(self.captions[0], [Region(region.text, mask=mask) for region, mask in kept])
+    def _scene(self, masks: list[np.ndarray | None]) -> Scene:
+        pairs = zip(self.regions, masks, strict=True)
+        kept = [Region(region.text, mask=mask) for region, mask in pairs if mask is not None]
+        return Scene(self.captions[0], kept)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,21 @@ class CocoSubset:
     items: tuple[CocoItem, ...]
     report: CocoReport
 
+    def not_empty(self) -> CocoSubset:
+        """The subset itself.
+
+        Raises:
+            ValueError: it has no item, with the reasons and their counts on one line.
+        """
+        if not self.items:
+            counts = self.report.counts().most_common(5)
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in counts)
+            raise ValueError(
+                f"no image of {self.report.where} passes, of {self.report.found}: {reasons}; "
+                "choose other licences (None: all), min_area, regions or categories"
+            )
+        return self
+
     def squares(self, size: int) -> Iterator[tuple[UInt8[np.ndarray, "size size 3"], Scene]]:
         """Every item's `square`, without the items that keep no region there.
 
@@ -92,14 +107,14 @@ class CocoSubset:
         lost: list[tuple[str, int]] = []
         empty: list[str] = []
         for item in self.items:
-            kept = item._in_square(size)
-            found = {region.annotation for region, _ in kept}
-            gone = [r.annotation for r in item.regions if r.annotation not in found]
+            masks = item._masks_in_square(size)
+            pairs = zip(item.regions, masks, strict=True)
+            gone = [(item.file_name, region.annotation) for region, mask in pairs if mask is None]
             if gone:
-                lost += [(item.file_name, annotation) for annotation in gone]
+                lost += gone
                 self.report.annotations[f"too small in the {size} x {size} square"] = lost
-            if kept:
-                yield item._square_picture(size), item._square_scene(kept)
+            if len(gone) < len(masks):
+                yield item.square(size)
             else:
                 empty.append(item.file_name)
-                self.report.pictures[f"no region in the {size} x {size} square"] = empty
+                self.report.images[f"no region in the {size} x {size} square"] = empty

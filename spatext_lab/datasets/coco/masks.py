@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks in COCO's four forms (polygons, two run-length encodings, panoptic PNG) as bool arrays."""
+"""Masks in COCO's four forms: polygons, two run-length encodings, and a panoptic PNG."""
 
 import math
 from collections.abc import Sequence
@@ -12,65 +12,84 @@ from PIL import Image
 
 from spatext_lab.scene import rle
 
-Mask = Bool[np.ndarray, "h w"]
+LONGEST_OUTLINE = 1 << 22  # pixels; pycocotools takes about 80 bytes for each
+BROKEN_PART = "broken part of a polygon (its sound parts are kept)"
 
 
-def to_mask(segmentation: Any, h: int, w: int) -> Mask:
-    """An annotation's `segmentation`, whichever form it has, as a bool array (h, w).
+def to_rle(segmentation: Any, h: int, w: int) -> tuple[dict[str, Any], int]:
+    """An annotation's `segmentation` as compressed RLE.
 
     pycocotools trusts its input (damaged counts make it read foreign memory, four numbers become a
     box, a coordinate of 1e9 asks for as much memory), so all is checked before it sees it.
 
+    Returns:
+        The RLE, and how many broken parts of a polygon were left out.
+
     Raises:
-        ValueError: broken polygon or RLE, or an RLE of another size.
+        ValueError: a polygon without a sound part, or a broken RLE or one of another size.
     """
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, list):
-        if not segmentation or not all(_is_polygon(polygon, h, w) for polygon in segmentation):
+        parts = [part for part in segmentation if _is_polygon(part, h, w)]
+        if not parts:
             raise ValueError("polygons are lists of at least six coordinates x0, y0, x1, y1, ...")
-        parts = coco_mask.decode(coco_mask.frPyObjects(segmentation, h, w))
-        return parts.any(axis=2)
+        merged = coco_mask.merge(coco_mask.frPyObjects(parts, h, w))
+        return _as_text(merged), len(segmentation) - len(parts)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [h, w]:
-        raise ValueError(f"an RLE has the picture's size [{h}, {w}]")
+        raise ValueError(f"an RLE has the image's size [{h}, {w}]")
     counts = segmentation.get("counts")
     if isinstance(counts, list):
-        return _from_runs(counts, h, w)
-    return rle.decode({"size": [h, w], "counts": counts})
+        runs = _checked_runs(counts, h, w)
+        return _as_text(coco_mask.frPyObjects({"size": [h, w], "counts": runs}, h, w)), 0
+    return rle.checked({"size": [h, w], "counts": counts}), 0
 
 
-def _is_polygon(polygon: Any, h: int, w: int) -> bool:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+def rectangle(bbox: Any) -> list[list[float]]:
+    """COCO's box (left, top, width, height) as a polygon; a broken one as a broken polygon."""
+    if not isinstance(bbox, list) or not all(type(v) in (int, float) for v in bbox):
+        return []
+    x, y, w, h = bbox if len(bbox) == 4 else [math.nan] * 4
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def area(encoded: dict[str, Any]) -> int:
+    """The number of pixels of a sound RLE's mask."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(encoded))
+
+
+def _as_text(encoded: dict[str, Any]) -> dict[str, Any]:
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def _is_polygon(part: Any, h: int, w: int) -> bool:
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return False
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
+    if not all(type(value) in (int, float) for value in part):
         return False
-    # Annotators slip over the border by a few pixels; a point a whole picture away is damage.
-    return all(-w <= x <= 2 * w for x in polygon[::2]) and all(
-        -h <= y <= 2 * h for y in polygon[1::2]
-    )
+    xs, ys = part[::2], part[1::2]
+    # Annotators slip over the border by a few pixels; a point a whole image away is damage.
+    if not (all(-w <= x <= 2 * w for x in xs) and all(-h <= y <= 2 * h for y in ys)):
+        return False
+    edges = (np.abs(np.diff(values, append=values[0])) for values in (xs, ys))
+    return np.maximum(*edges).sum() <= LONGEST_OUTLINE
 
 
-def _from_runs(counts: list, h: int, w: int) -> Mask:
+def _checked_runs(counts: list, h: int, w: int) -> list[int]:
     """Uncompressed RLE: lengths of runs off, on, off, ... down the columns."""
-    if not all(type(v) is int and v >= 0 for v in counts) or sum(counts) != h * w:
+    whole = all(type(v) in (int, float) and 0 <= v <= h * w and v == int(v) for v in counts)
+    if not whole or sum(counts) != h * w:
         raise ValueError(f"the runs of an RLE are whole numbers that sum to {h} x {w}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(w, h).T
+    return list(map(int, counts))
 
 
 def panoptic_ids(path: Path) -> Int32[np.ndarray, "h w"]:
     """The segment id of every pixel, R + 256 G + 65536 B; 0 is no segment."""
-    with Image.open(path) as picture:
-        rgb = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        rgb = np.asarray(image.convert("RGB"))
     return rgb @ np.array([1, 256, 65536], np.int32)  # int32 throughout: uint8 would overflow
-
-
-def on_top_of_each_other(masks: Sequence[Mask]) -> list[Mask]:
-    """Disjoint masks: of each one what the later ones leave to be seen."""
-    visible, covered = [], np.False_
-    for mask in reversed(masks):
-        visible.append(mask & ~covered)
-        covered = covered | mask
-    return visible[::-1]
 
 
 def centre_square(h: int, w: int) -> tuple[float, float, float, float]:
@@ -80,18 +99,19 @@ def centre_square(h: int, w: int) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
-def square_masks(masks: Sequence[Mask], size: int) -> list[Bool[np.ndarray, "size size"]]:
-    """Disjoint masks (h, w) cut to the centre square and resized to size x size, still disjoint.
+def square_masks(
+    masks: Sequence[Bool[np.ndarray, "h w"]], size: int
+) -> list[Bool[np.ndarray, "size size"]]:
+    """Disjoint masks, cropped to the centre square and resized; they stay disjoint.
 
-    A pixel belongs to the mask that covers more than half of it, else to none: the same box
-    filter that a picture is shrunk with, so mask and picture stay in line.
+    A pixel belongs to the mask that covers more than half of it, else to none.
     """
     if not masks:
         return []
     box = centre_square(*masks[0].shape)
-    shares = [np.full((size, size), 0.5, np.float32)]
+    fractions = [np.full((size, size), 0.5, np.float32)]
     for mask in masks:
         layer = Image.fromarray(mask.astype(np.float32))
-        shares.append(np.asarray(layer.resize((size, size), Image.Resampling.BOX, box=box)))
-    owner = np.argmax(shares, axis=0)
-    return [owner == k for k in range(1, len(shares))]
+        fractions.append(np.asarray(layer.resize((size, size), Image.Resampling.BOX, box=box)))
+    owner = np.argmax(fractions, axis=0)
+    return [owner == k for k in range(1, len(fractions))]

@@ -3,35 +3,35 @@
 
 COCO: Lin et al., "Microsoft COCO: Common Objects in Context" (2014); captions: Chen et al. (2015);
 panoptic segments: Kirillov et al., "Panoptic Segmentation" (2019). Nothing that is broken stops the
-reading and nothing is lost in silence: `CocoSubset.report` names it all.
+reading and nothing is lost silently: `CocoSubset.report` names it all.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Bool
+from PIL import Image, UnidentifiedImageError
 
-from spatext_lab.datasets.coco import masks as coco_masks
-from spatext_lab.datasets.coco.index import TOO_SMALL, Index, Picture, Segment, Wanted
+from spatext_lab.datasets.coco import masks
+from spatext_lab.datasets.coco.index import Entry, Segment, Wanted, read_index
 from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
+from spatext_lab.datasets.coco.licences import FREE_LICENCES
 from spatext_lab.datasets.coco.records import LAYOUT
 from spatext_lab.datasets.coco.report import CocoReport, Credit
-from spatext_lab.datasets.coco.write import write_coco
+from spatext_lab.datasets.photo import UnsupportedPixels, is_turned, to_rgb
 from spatext_lab.scene import rle
 
-__all__ = ["CocoItem", "CocoRegion", "CocoReport", "CocoSubset", "read_coco", "write_coco"]
-
-# By, By-SA, no known restrictions, US Government: the picture may be shown, changed and sold.
-FREE_LICENCES = (4, 5, 7, 8)
+BOX_ALONE = "a box and no mask: of use to ReCo alone (boxes=True)"
+Mask = Bool[np.ndarray, "h w"]
 
 
 class _LeftOut(Exception):
-    """Why a picture cannot be an item; caught and reported."""
+    """Why an image, or an annotation, cannot be used; caught and reported."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class _Choice:
     split: str
     min_area: float
     regions: tuple[int, int]
-    check_pictures: bool
+    boxes: bool
+    check_images: bool
 
 
 def read_coco(
@@ -55,24 +56,30 @@ def read_coco(
     categories: Collection[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    check_pictures: bool = True,
+    boxes: bool = False,
+    check_images: bool = True,
 ) -> CocoSubset:
     """Read a subset of ROOT, a folder in the official 2017 layout.
 
-    A picture's segments come from its panoptic annotation if it has one, else from its instances.
+    An image's segments come from its panoptic annotation if it has one, else from its instances.
     Smaller segments lie over larger ones, so that all masks of a scene are disjoint.
 
     Args:
-        root:           the folder that holds annotations/, train2017/, val2017/.
-        split:          "train" or "val".
-        licences:       licence ids to keep (1 BY-NC-SA, 2 BY-NC, 3 BY-NC-ND, 4 BY, 5 BY-SA,
-                        6 BY-ND, 7 no known restrictions, 8 US Government); None: all.
-        min_area:       a region's least visible share of the picture, in [0, 1).
-        regions:        (least, most) regions of a picture; of more the largest are kept.
-        categories:     names of the categories that may become regions; None: all.
-        limit:          number of pictures at most, drawn at random; None: all.
-        seed:           which ones the limit draws.
-        check_pictures: decode every selected picture once, so that a damaged one is found now.
+        root:         the folder that holds annotations/, train2017/, val2017/.
+        split:        "train" or "val".
+        licences:     licences to keep, by COCO's numbers (1 BY-NC-SA, 2 BY-NC, 3 BY-NC-ND, 4 BY,
+                      5 BY-SA, 6 BY-ND, 7 no known restrictions, 8 US Government); None: all, and
+                      any other. An image's licence is judged by the name and address in its file.
+        min_area:     a region's least visible fraction of the image, in [0, 1).
+        regions:      (least, most) regions of an image; of more the largest are kept.
+        categories:   names of the categories that may become regions; None: all.
+        limit:        number of images at most, chosen at random; None: all.
+        seed:         of the limit's choice.
+        boxes:        read an annotation that has a box and no mask as a rectangle (for ReCo).
+        check_images: decode every selected image once, so that a damaged one is found now.
+
+    Returns:
+        The items in order of their image id, and a report on all that was left out.
 
     Raises:
         FileNotFoundError: no such folder, or instances or captions are missing.
@@ -83,23 +90,21 @@ def read_coco(
     if not root.is_dir():
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
-    min_area = float(min_area)
-    wanted = Wanted(licences, categories, min_area)
-    index = Index(root / "annotations", split, wanted, report)
-    order = sorted(index.pictures)
+    entries = read_index(root / "annotations", split, Wanted(licences, categories), report)
+    order = sorted(entries)
     if limit is not None:
         Random(seed).shuffle(order)
-    choice = _Choice(root, split, min_area, regions, check_pictures)
+    choice = _Choice(root, split, float(min_area), regions, boxes, check_images)
     items: list[CocoItem] = []
     for number in order:
-        picture = index.pictures.pop(number)  # frees its outlines when the item is made
+        entry = entries.pop(number)  # its records are not needed again
         if len(items) == limit:
-            report.leave_picture("not needed, the limit was reached", picture.file_name)
+            report.leave_image("not needed, the limit was reached", entry.record.file_name)
             continue
         try:
-            items.append(_item(picture, choice, index.licences, report))
+            items.append(_item(entry, choice, report))
         except _LeftOut as reason:
-            report.leave_picture(str(reason), picture.file_name)
+            report.leave_image(str(reason), entry.record.file_name)
     items.sort(key=lambda item: item.image_id)
     report.credits = [item.credit for item in items]
     report.regions = sum(len(item.regions) for item in items)
@@ -112,111 +117,141 @@ def _check_arguments(
     if split not in ("train", "val"):
         raise ValueError(f'split is {split!r}: write "train" or "val" (COCO 2017 has no other)')
     if not 0 <= min_area < 1:
-        raise ValueError(f"min_area is {min_area}: write a share of the picture, such as 0.05")
+        raise ValueError(f"min_area is {min_area}: write a fraction of the image, such as 0.05")
     if not 1 <= regions[0] <= regions[1]:
         raise ValueError(f"regions is {regions}: write (least, most), such as (1, 3)")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: write a number of pictures, or None for all")
+        raise ValueError(f"limit is {limit}: write a number of images, or None for all")
 
 
-def _item(
-    picture: Picture, choice: _Choice, licence_names: dict[int, tuple[str, str]], report: CocoReport
-) -> CocoItem:
-    """The picture as an item; what is wrong with single annotations goes to the report.
+def _item(entry: Entry, choice: _Choice, report: CocoReport) -> CocoItem:
+    """The image as an item; what is wrong with single annotations goes to the report.
 
-    Raises _LeftOut if the picture cannot be used.
+    Raises _LeftOut if the image cannot be used.
     """
-    for reason, annotation in picture.left_out:
-        report.leave_annotation(reason, picture.file_name, annotation)
-    if picture.problem or not picture.captions:
-        raise _LeftOut(picture.problem or "no caption")
-    size = (picture.height, picture.width)
-    path = choice.root / f"{choice.split}2017" / picture.file_name
-    _check_picture(path, size, choice.check_pictures)
-    regions = _regions(picture, choice, report)
+    record, licence = entry.record, entry.licence
+    for reason, annotation in entry.left_out:
+        report.leave_annotation(reason, record.file_name, annotation)
+    if entry.problem or not entry.captions:
+        raise _LeftOut(entry.problem or "no caption")
+    path = choice.root / f"{choice.split}2017" / record.file_name
+    size = (record.height, record.width)
+    _check_image(path, size, choice.check_images)
+    regions = _regions(entry, choice, report)
     if len(regions) < choice.regions[0]:
         raise _LeftOut(f"too few regions, fewer than {choice.regions[0]}")
-    licence, url = licence_names.get(picture.licence, (f"licence {picture.licence}", ""))
+    source = str(record.flickr_url or record.coco_url or "")
     return CocoItem(
         path=path,
         split=choice.split,
-        image_id=picture.id,
+        image_id=record.id,
         size=size,
-        licence=picture.licence,
-        credit=Credit(picture.file_name, licence, url, picture.url),
-        captions=tuple(picture.captions),
+        licence=licence.number,
+        credit=Credit(record.file_name, licence.name, licence.url, source),
+        captions=tuple(entry.captions),
         regions=tuple(regions),
         min_area=choice.min_area,
     )
 
 
-def _check_picture(path: Path, size: tuple[int, int], decode: bool) -> None:
-    if not path.is_file():
-        raise _LeftOut("picture file is missing")
+def _check_image(path: Path, size: tuple[int, int], decode: bool) -> None:
     try:
-        with Image.open(path) as picture:
-            found = (picture.height, picture.width)
+        with Image.open(path) as image:
+            stored, turned = (image.height, image.width), is_turned(image)
+            found = stored[::-1] if turned else stored
             if decode and found == size:  # a damaged header could ask for any amount of memory
-                picture.load()
-    except Exception:  # Pillow's decoders raise many types for a damaged file
-        raise _LeftOut("picture file is corrupt") from None
-    if found != size:
-        raise _LeftOut("picture has another size than its annotation says")
-
-
-def _masks(
-    picture: Picture, choice: _Choice, report: CocoReport
-) -> list[tuple[Segment, np.ndarray]]:
-    """Each segment's whole mask, bool (height, width), largest first; may be all False."""
-    ids = None if picture.panoptic is None else _panoptic(picture, choice)
-    pairs = []
-    for segment in picture.segments:
-        try:
-            mask = ids == segment.id if segment.shape is None else _decode(segment.shape, picture)
-            pairs.append((segment, mask))
-        except ValueError:
-            report.leave_annotation("broken polygon or RLE", picture.file_name, segment.id)
-    return sorted(pairs, key=lambda pair: (-int(pair[1].sum()), pair[0].id))
-
-
-def _decode(shape: bytes, picture: Picture) -> np.ndarray:
-    return coco_masks.to_mask(json.loads(shape), picture.height, picture.width)
-
-
-def _panoptic(picture: Picture, choice: _Choice) -> np.ndarray:
-    folder = choice.root / "annotations" / f"panoptic_{choice.split}2017"
-    try:
-        ids = coco_masks.panoptic_ids(folder / picture.panoptic)
+                to_rgb(image)
     except FileNotFoundError:
-        raise _LeftOut("panoptic PNG is missing") from None
-    except Exception:  # as for pictures
-        raise _LeftOut("panoptic PNG is corrupt") from None
-    if ids.shape != (picture.height, picture.width):
-        raise _LeftOut("panoptic PNG has another size than its annotation says")
-    return ids
+        raise _LeftOut("image file is missing") from None
+    except UnidentifiedImageError:
+        raise _LeftOut("image format is not supported, or the file's header is damaged") from None
+    except UnsupportedPixels as error:
+        raise _LeftOut(str(error)) from None
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
+        cause = getattr(error, "strerror", None)  # the operating system's: no permission, ...
+        raise _LeftOut(
+            f"image file {'cannot be read: ' + cause if cause else 'is corrupt'}"
+        ) from None
+    if found != size:
+        if stored == size:
+            raise _LeftOut("its EXIF orientation turns the image, and its annotation does not")
+        raise _LeftOut("image has another size than its annotation says")
 
 
-def _regions(picture: Picture, choice: _Choice, report: CocoReport) -> list[CocoRegion]:
+def _regions(entry: Entry, choice: _Choice, report: CocoReport) -> list[CocoRegion]:
     """The regions to keep, largest first; the report gets the others."""
-    least = max(1, choice.min_area * picture.height * picture.width)
-    big, regions = [], []
-
-    def leave(reason: str) -> None:
-        report.leave_annotation(reason, picture.file_name, segment.id)
-
-    for segment, mask in _masks(picture, choice, report):
-        if not mask.any():
-            leave("panoptic id absent from the PNG" if picture.panoptic else "mask has no pixel")
-        elif mask.sum() < least:
-            leave(TOO_SMALL)
+    name, pixels = entry.record.file_name, entry.record.height * entry.record.width
+    least = max(1, choice.min_area * pixels)
+    absent = "panoptic id absent from the PNG" if entry.panoptic else "mask has no pixel"
+    big: list[tuple[Segment, Callable[[], Mask]]] = []
+    measured = sorted(_measured(entry, choice, report), key=lambda each: (-each[0], each[1].id))
+    for area, segment, mask in measured:
+        if area == 0:
+            report.leave_annotation(absent, name, segment.id)
+        elif area < least:
+            report.leave_annotation("smaller than the minimum area", name, segment.id)
         elif len(big) == choice.regions[1]:
-            leave("more regions than asked for")
+            report.leave_annotation("more regions than asked for", name, segment.id)
+        elif (len(big) + 1) * pixels > rle.LARGEST_TOTAL:
+            limit = f"more than {rle.LARGEST_TOTAL} pixels in all masks of the image"
+            report.leave_annotation(limit, name, segment.id)
         else:
             big.append((segment, mask))
-    seen = coco_masks.on_top_of_each_other([mask for _, mask in big])
-    for (segment, _), mask in zip(big, seen, strict=True):
-        if mask.sum() < least:
-            leave("covered by smaller regions")
+    covered, regions = np.False_, []
+    for segment, mask in reversed(big):  # smaller ones lie on top
+        whole = mask()
+        visible, covered = whole & ~covered, covered | whole
+        if visible.sum() < least:
+            report.leave_annotation("covered by smaller regions", name, segment.id)
         else:
-            regions.append(CocoRegion(segment.id, segment.text, rle.encode(mask)))
-    return regions
+            regions.append(CocoRegion(segment.id, segment.text, rle.encode(visible)))
+    return regions[::-1]
+
+
+def _measured(
+    entry: Entry, choice: _Choice, report: CocoReport
+) -> Iterator[tuple[int, Segment, Callable[[], Mask]]]:
+    """Each segment's number of pixels, and how to make its mask."""
+    name = entry.record.file_name
+    if entry.panoptic:
+        ids = _panoptic_ids(entry, choice)
+        areas = dict(zip(*np.unique(ids, return_counts=True), strict=True))
+        for segment in entry.segments:
+            yield int(areas.get(segment.id, 0)), segment, lambda id=segment.id: ids == id
+        return
+    for segment in entry.segments:
+        try:
+            encoded, broken = _outline(segment, entry, choice.boxes)
+        except _LeftOut as reason:
+            report.leave_annotation(str(reason), name, segment.id)
+            continue
+        if broken:
+            report.leave_annotation(masks.BROKEN_PART, name, segment.id)
+        yield masks.area(encoded), segment, lambda encoded=encoded: rle.decode(encoded)
+
+
+def _outline(segment: Segment, entry: Entry, boxes: bool) -> tuple[dict, int]:
+    """The segment's RLE, and the number of broken parts that it goes without."""
+    row, h, w = json.loads(bytes(segment.record)), entry.record.height, entry.record.width
+    outline = row.get("segmentation")
+    if not outline or outline == [[]]:
+        if not boxes and row.get("bbox"):
+            raise _LeftOut(BOX_ALONE)
+        outline = masks.rectangle(row.get("bbox"))
+    try:
+        return masks.to_rle(outline, h, w)
+    except ValueError:
+        raise _LeftOut("broken polygon or RLE") from None
+
+
+def _panoptic_ids(entry: Entry, choice: _Choice) -> np.ndarray:
+    folder = choice.root / "annotations" / f"panoptic_{choice.split}2017"
+    try:
+        ids = masks.panoptic_ids(folder / entry.panoptic)
+    except FileNotFoundError:
+        raise _LeftOut("panoptic PNG is missing") from None
+    except Exception:  # as for images
+        raise _LeftOut("panoptic PNG is corrupt") from None
+    if ids.shape != (entry.record.height, entry.record.width):
+        raise _LeftOut("panoptic PNG has another size than its annotation says")
+    return ids

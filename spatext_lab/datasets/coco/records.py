@@ -1,77 +1,200 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's annotation files as a stream of records, and what makes a record's fields sound."""
+"""COCO's annotation files: each record decoded by itself, over a memory map of the file.
 
-from collections.abc import Iterator
+The official instances_train2017.json is 470 MB of text; read at once it becomes gigabytes of Python
+objects. Here a file becomes the positions of its records in the map, and of a record only the
+fields below are decoded; outlines are looked at again when their image has been chosen.
+"""
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from spatext_lab.scene.rle import LONGEST_SIDE
 
 LAYOUT = (
     "the official layout is ROOT/annotations/instances_{0}2017.json, captions_{0}2017.json, "
     "panoptic_{0}2017.json with panoptic_{0}2017/*.png (optional), and ROOT/{0}2017/*.jpg"
 )
+CAPTIONS = (
+    "; a scene needs its image's caption: write at least "
+    '{"annotations": [{"image_id": 1, "id": 1, "caption": "a dog on the grass"}, ...]}'
+)
+_BOM = b"\xef\xbb\xbf"
+
+# Not blank, and no half of a surrogate pair, which no tokenizer can take.
+Text = Annotated[str, Meta(pattern=r"\A\s*[^\s\ud800-\udfff][^\ud800-\udfff]*\Z")]
+Side = Annotated[int, Meta(ge=1, le=LONGEST_SIDE)]
 
 
-def rows(path: Path, key: str) -> Iterator[Any]:
-    """The entries of the array `key` of a JSON object, one by one, in memory of one entry.
+class ImageRecord(Struct):
+    """An entry of `images`; only the first four fields are in every file."""
+
+    id: Annotated[int, Meta(ge=0)]
+    file_name: Text
+    height: Side
+    width: Side
+    license: int | None = None
+    flickr_url: Any = None
+    coco_url: Any = None
+
+
+class CaptionRecord(Struct):
+    """An annotation of the captions file."""
+
+    image_id: int
+    caption: Text
+    id: int | None = None
+
+
+class SegmentRecord(Struct, kw_only=True):
+    """A segment of a panoptic annotation."""
+
+    id: int
+    category_id: int
+    iscrowd: bool | int | None = None
+    text: Text | None = None  # written by `write_coco` alone
+
+
+class InstanceRecord(SegmentRecord, kw_only=True):
+    """An annotation of the instances file, without its outline."""
+
+    image_id: int
+
+
+class PanopticRecord(Struct):
+    """The panoptic annotation of one image."""
+
+    image_id: int
+    file_name: Text
+    segments_info: list[Raw]
+    id: int | None = None
+
+
+class CategoryRecord(Struct):
+    """An entry of `categories`."""
+
+    id: int
+    name: Text
+
+
+class LicenceRecord(Struct):
+    """An entry of `licenses`."""
+
+    id: int
+    name: Any = None
+    url: Any = None
+
+
+class Broken(Struct):
+    """A record that cannot be decoded, and as much of it as can be named."""
+
+    fault: str  # with the field's name
+    shown: str  # the beginning of the record
+    id: int = -1
+    image_id: int = -1
+
+
+def read_file(path: Path) -> dict[str, list[Raw]]:
+    """The records of each array in an annotation file, by the array's name, not yet decoded.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or cut off in the middle.
+        ValueError: not JSON, truncated, or not an object of arrays.
     """
-    import ijson
-
     try:
         with path.open("rb") as file:
-            yield from ijson.items(file, f"{key}.item", use_float=True)
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         split = "train" if "train2017" in path.name else "val"
-        raise FileNotFoundError(f"{path} is missing: {LAYOUT.format(split)}") from None
-    except (ijson.JSONError, OverflowError, UnicodeDecodeError) as error:
+        needs = CAPTIONS if path.name.startswith("captions") else ""
+        raise FileNotFoundError(f"{path} is missing: {LAYOUT.format(split)}{needs}") from None
+    except ValueError:  # what mmap says of an empty file
+        raise ValueError(f"{path} is not whole JSON (it is empty): download it again") from None
+    content = content[len(_BOM) :] if content[: len(_BOM)] == _BOM else content
+    try:
+        return _arrays(content)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path} is not a COCO annotation file: {fault_of(error)}") from None
+    except (msgspec.DecodeError, RecursionError):
+        return _read_leniently(path, content)
+
+
+def _arrays(content: Any) -> dict[str, list[Raw]]:
+    top = msgspec.json.decode(content, type=dict[str, Raw])
+    wanted = ("images", "annotations", "categories", "licenses")
+    kind = list[Raw] | None
+    return {key: msgspec.json.decode(top.get(key, b"[]"), type=kind) or [] for key in wanted}
+
+
+def _read_leniently(path: Path, content: memoryview) -> dict[str, list[Raw]]:
+    """Python's own parser takes what strict JSON forbids (NaN, "\\ud800", UTF-16), at its price."""
+    try:
+        whole = json.loads(bytes(content))
+        if not isinstance(whole, dict):
+            whole = {}
+        return {key: list(map(_raw, rows or [])) for key, rows in whole.items() if _is_array(rows)}
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"{path} is not whole JSON ({reason}): unpack or download it again"
         ) from None
 
 
-def read_licences(path: Path) -> dict[int, tuple[str, str]]:
-    """Licence id: (name, address)."""
-    found = (row for row in rows(path, "licenses") if number(row, "id") >= 0)
-    return {row["id"]: (str(row.get("name", "")), str(row.get("url", ""))) for row in found}
+def _is_array(value: Any) -> bool:
+    return value is None or isinstance(value, list)
 
 
-def read_categories(path: Path) -> dict[int, str]:
-    """Category id: name. An annotation whose category is broken will find none."""
-    found = (row for row in rows(path, "categories") if number(row, "id") >= 0)
-    return {row["id"]: row["name"] for row in found if is_text(row.get("name"))}
+def _raw(value: Any) -> Raw:
+    try:
+        return Raw(msgspec.json.encode(value))  # NaN becomes null
+    except UnicodeEncodeError:
+        return Raw(json.dumps(value).encode())
 
 
-def thing_names(root: Path, split: str) -> set[str]:
-    """The categories that have instances: things, not stuff."""
-    return set(read_categories(root / "annotations" / f"instances_{split}2017.json").values())
+def decoded(rows: Iterable[Raw], kind: type[Struct]) -> Iterator[tuple[Any, Raw]]:
+    """Each row as a record of this kind, or as `Broken`, and the row itself."""
+    decode = msgspec.json.Decoder(kind).decode
+    for row in rows:
+        try:
+            yield decode(row), row
+        except (ValueError, RecursionError):
+            yield _decode_leniently(row, kind), row
 
 
-def is_text(value: Any) -> bool:
-    """A string that says something and holds no half characters (which no tokenizer can take)."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+def _decode_leniently(row: Raw, kind: type[Struct]) -> Any:
+    """Whole numbers may be written as 1.0; what cannot be read is named by its field."""
+    found = None
+    try:
+        found = json.loads(bytes(row))
+        if isinstance(found, dict):
+            found = {key: _mended(value, key) for key, value in found.items()}
+        return msgspec.convert(found, kind)
+    except (ValueError, RecursionError) as error:
+        numbers = {key: _number(found, key) for key in ("id", "image_id")}
+        return Broken(fault_of(error), f"{bytes(row)[:80].decode(errors='replace')}", **numbers)
 
 
-def whole(value: Any) -> int:
-    """The value if it is a whole number, else TypeError."""
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
+def _mended(value: Any, key: str) -> Any:
+    if key == "segments_info" and isinstance(value, list):
+        return list(map(_raw, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def plain_name(value: Any) -> str:
-    """The value if it is a bare file name (a record must not lead elsewhere), else ValueError."""
-    if not is_text(value) or "/" in value or "\\" in value or value == ".." or "\0" in value:
-        raise ValueError(f"{value!r} is not a file name")
-    return value
-
-
-def number(row: Any, key: str) -> int:
-    """A whole number of a record that may be broken, -1 if there is none."""
+def _number(row: Any, key: str) -> int:
     value = row.get(key) if isinstance(row, dict) else None
     return value if type(value) is int else -1
+
+
+def fault_of(error: Exception) -> str:
+    """What is wrong, with the field's name first: "height: expected int, got str"."""
+    what, _, field = str(error).replace("`", "").partition(" - at $.")
+    if "matching regex" in what:
+        what = "expected a text, got a blank one or half a character"
+    what = " ".join(what.split())[:120]
+    return f"{field}: {what[:1].lower()}{what[1:]}" if field else what

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was read from a COCO folder and what was left out: each by reason and by name."""
+"""What was read from a COCO folder and what was left out, by reason and by name."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,64 +9,67 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Credit:
-    """Whose picture it is, as its licence asks us to say."""
+    """Whose image it is, as its licence asks us to say."""
 
     file_name: str
     licence: str  # the licence's name, from the annotation file
     licence_url: str
-    source_url: str  # where the picture was published, "" if the file does not say
+    source_url: str  # where the image was published, "" if the file does not say
 
 
 @dataclass
 class CocoReport:
-    """Counts and names; filled while reading.
+    """Counts and names, filled while reading.
 
-    Every picture of the annotation file is kept or stands in `pictures`. Every annotation of a
-    picture that was looked at is kept or stands in `annotations`; those of a picture that was left
-    out as a whole go with their picture.
+    Every image of the annotation file is kept or is listed in `images`. Every annotation of an
+    image that was looked at is kept or is listed in `annotations`; one that lost a part is both.
+    Those of an image that was left out as a whole go with their image.
     """
 
     where: str  # such as "val2017 in /data/coco"
-    found: int = 0  # pictures in the annotation file
-    regions: int = 0  # regions kept, all pictures together
-    pictures: dict[str, list[str]] = field(default_factory=dict)  # reason: file names
+    found: int = 0  # images in the annotation file
+    regions: int = 0  # regions kept, all images together
+    images: dict[str, list[str]] = field(default_factory=dict)  # reason: file names
     # reason: (file name, annotation id); the id is -1 where the annotation has none
     annotations: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    credits: list[Credit] = field(default_factory=list)  # of the pictures kept
+    credits: list[Credit] = field(default_factory=list)  # of the images kept
+    notes: list[str] = field(default_factory=list)  # what is unusual about the files
 
-    def leave_picture(self, reason: str, name: str) -> None:
-        """Note a picture that was left out."""
-        self.pictures.setdefault(reason, []).append(name)
+    def leave_image(self, reason: str, name: str) -> None:
+        """Note an image that was left out."""
+        self.images.setdefault(reason, []).append(name)
 
     def leave_annotation(self, reason: str, name: str, annotation: int) -> None:
-        """Note an annotation that was left out; `name` is its picture's file name."""
+        """Note an annotation that was left out; `name` is its image's file name."""
         self.annotations.setdefault(reason, []).append((name, annotation))
 
     @property
     def kept(self) -> int:
-        """Number of pictures kept."""
+        """Number of images kept."""
         return len(self.credits)
 
     def counts(self) -> Counter[str]:
-        """Reason: how many pictures, or how many annotations, were left out for it."""
-        groups = {**self.pictures, **self.annotations}
+        """How many images, or how many annotations, were left out for each reason."""
+        groups = {**self.images, **self.annotations}
         return Counter({reason: len(names) for reason, names in groups.items()})
 
     def text(self) -> str:
-        """The report for a person: all counts, and the first names of each reason."""
-        lines = [
-            f"{self.where}: {self.found} pictures, kept {self.kept} with {self.regions} regions"
-        ]
+        """The report as text: all counts, and the first names for each reason."""
         named = {
             reason: [f"{i} in {name}" for name, i in found[:NAMES_SHOWN]]
             for reason, found in self.annotations.items()
         }
-        lines += _group("pictures left out", self.counts(), self.pictures)
-        lines += _group("annotations left out", self.counts(), named)
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"{self.where}: {self.found} images, kept {self.kept} with {self.regions} regions",
+                *self.notes,
+                *_group("images left out", self.counts(), self.images),
+                *_group("annotations left out", self.counts(), named),
+            ]
+        )
 
     def credits_text(self) -> str:
-        """One line for each picture kept: name, licence and its address, where it comes from."""
+        """One line for each image kept: name, licence and its address, where it comes from."""
         return "\n".join(
             "  ".join(filter(None, (c.file_name, c.licence, c.licence_url, c.source_url)))
             for c in self.credits

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pocket world's small grammar: free-form texts for a thing, a backdrop and a whole scene."""
 
+import re
 from random import Random
 
 KIND_WORDS = {
@@ -52,12 +53,13 @@ PLACE_WORDS = {
     "street": ("in front of a brick wall", "on the pavement by a brick wall"),
 }
 NUMBERS = ("no", "one", "two", "three", "four")
+_VOWEL = re.compile(r"(?!eu|one\b|uni(?!n|m)|us[ae]|ut[ei]|ura|uri)[aeiou]|hour|honest|heir", re.I)
 Look = tuple[str, str, str]  # kind, colour, pattern
 
 
 def article(words: str) -> str:
-    """The words with "a" or "an" before them."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    """The words with "a" or "an" before them, by their sound: "an hour", "a unicycle"."""
+    return f"{'an' if _VOWEL.match(words) else 'a'} {words}"
 
 
 def _plural(noun: str) -> str:
