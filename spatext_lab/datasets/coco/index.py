@@ -27,6 +27,7 @@ from spatext_lab.datasets.coco.records import (
 from spatext_lab.datasets.coco.report import CocoReport
 
 OUTSIDE = "file_name leads out of its folder"
+NO_LICENCE = Licence(0, "", "")
 Records = dict[str, list[Raw]]
 
 
@@ -115,7 +116,7 @@ class _Index:
             if found[key].number != key:
                 known = f"COCO's {found[key].number}" if found[key].number else "none of COCO's"
                 self._report.notes.append(f"licence {key} of this file is {name!r:.60}, {known}")
-        return found or {n: Licence(n, f"licence {n}", "") for n in range(1, 9)}
+        return found or {n: Licence(n, *names) for n, names in licences.COCO_LICENCES.items()}
 
     def read_images(self, file: Records) -> None:
         """Make an entry of each image that may be selected."""
@@ -126,12 +127,8 @@ class _Index:
                 reason, name = f"broken image record: {record.fault}", record.shown
             else:
                 name = record.file_name
-                licence = known.get(record.license) or Licence(0, str(record.license or ""), "")
-                reason = (
-                    self._reason_against(record, licence)
-                    if path
-                    else f"broken image record: {OUTSIDE}"
-                )
+                licence = known.get(record.license) or NO_LICENCE
+                reason = self._reason_against(record, licence)
             if reason is None:
                 record.file_name = path_below(name)
                 self.entries[record.id] = Entry(record, licence)
@@ -147,7 +144,8 @@ class _Index:
         if self._wanted.licences is not None and licence.number not in self._wanted.licences:
             if record.license is None:
                 return "no licence in its record"
-            return f"licence {licence.number or repr(licence.name)} was not asked for"
+            shown = repr(licence.name[:40]) if licence.name else record.license
+            return f"licence {licence.number or shown} was not asked for"
         return None
 
     def read_captions(self, file: Records) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from spatext_lab.datasets.coco.masks import centre_square, square_masks
 from spatext_lab.datasets.coco.report import CocoReport, Credit
-from spatext_lab.datasets.photo import to_rgb
+from spatext_lab.figures import to_image
 from spatext_lab.scene import Region, Scene, rle
 
 
@@ -53,7 +53,7 @@ class CocoItem:
     def image(self) -> Image.Image:
         """The image, upright, RGB. Raises OSError if it has been damaged since it was checked."""
         with Image.open(self.path) as image:
-            return to_rgb(image)
+            return to_image(image)
 
     def square(self, size: int) -> tuple[UInt8[np.ndarray, "size size 3"], Scene]:
         """The centre square as `size` x `size` pixels, and the scene cropped and resized with it.

@@ -74,7 +74,7 @@ def _is_polygon(part: Any, h: int, w: int) -> bool:
     if not (all(-w <= x <= 2 * w for x in xs) and all(-h <= y <= 2 * h for y in ys)):
         return False
     edges = (np.abs(np.diff(values, append=values[0])) for values in (xs, ys))
-    return np.maximum(*edges).sum() <= LONGEST_OUTLINE
+    return bool(np.maximum(*edges).sum() <= LONGEST_OUTLINE)
 
 
 def _checked_runs(counts: list, h: int, w: int) -> list[int]:

@@ -15,7 +15,7 @@ from random import Random
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spatext_lab.datasets.coco import masks
 from spatext_lab.datasets.coco.index import Entry, Segment, Wanted, read_index
@@ -23,7 +23,7 @@ from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
 from spatext_lab.datasets.coco.licences import FREE_LICENCES
 from spatext_lab.datasets.coco.records import LAYOUT
 from spatext_lab.datasets.coco.report import CocoReport, Credit
-from spatext_lab.datasets.photo import UnsupportedPixels, is_turned, to_rgb
+from spatext_lab.figures import to_image
 from spatext_lab.scene import rle
 
 BOX_ALONE = "a box and no mask: of use to ReCo alone (boxes=True)"
@@ -157,16 +157,17 @@ def _item(entry: Entry, choice: _Choice, report: CocoReport) -> CocoItem:
 def _check_image(path: Path, size: tuple[int, int], decode: bool) -> None:
     try:
         with Image.open(path) as image:
-            stored, turned = (image.height, image.width), is_turned(image)
-            found = stored[::-1] if turned else stored
+            stored = (image.height, image.width)
+            found = stored[::-1] if _is_turned(image) else stored
             if decode and found == size:  # a damaged header could ask for any amount of memory
-                to_rgb(image)
+                image.load()
+                _check_pixels(image)
     except FileNotFoundError:
         raise _LeftOut("image file is missing") from None
     except UnidentifiedImageError:
         raise _LeftOut("image format is not supported, or the file's header is damaged") from None
-    except UnsupportedPixels as error:
-        raise _LeftOut(str(error)) from None
+    except _LeftOut:
+        raise
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         cause = getattr(error, "strerror", None)  # the operating system's: no permission, ...
         raise _LeftOut(
@@ -176,6 +177,19 @@ def _check_image(path: Path, size: tuple[int, int], decode: bool) -> None:
         if stored == size:
             raise _LeftOut("its EXIF orientation turns the image, and its annotation does not")
         raise _LeftOut("image has another size than its annotation says")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF, as far as it stands in the header, exchanges height and width."""
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    try:
+        to_image(image)
+    except ValueError as error:
+        reason = str(error).partition(",")[0]  # without the values, which differ by image
+        raise _LeftOut(f"{reason}: expected 8 or 16 bits a channel") from None
 
 
 def _regions(entry: Entry, choice: _Choice, report: CocoReport) -> list[CocoRegion]:

@@ -197,4 +197,5 @@ def fault_of(error: Exception) -> str:
     if "matching regex" in what:
         what = "expected a text, got a blank one or half a character"
     what = " ".join(what.split())[:120]
-    return f"{field}: {what[:1].lower()}{what[1:]}" if field else what
+    what = what[:1].lower() + what[1:]
+    return f"{field}: {what}" if field else what

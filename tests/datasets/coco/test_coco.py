@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading COCO, against json.load, pycocotools, the drawn truth and slow loops."""
+"""Reading COCO, against json.load, pycocotools, the rendered truth and slow loops."""
 
 import csv
 import json
@@ -9,15 +9,14 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import ijson  # noqa: F401  (here, so that its import is not measured)
 import numpy as np
 import pytest
 from PIL import Image
 
 from spatext_lab.datasets.coco import masks as coco_masks
 from spatext_lab.datasets.coco import read_coco
-from spatext_lab.datasets.coco.index import region_text
-from spatext_lab.datasets.coco.records import rows
+from spatext_lab.datasets.coco.names import region_text
+from spatext_lab.datasets.coco.records import InstanceRecord, decoded, read_file
 
 BESIDE = Path(__file__).parents[3].parent / "shared" / "coco-mini"
 MINI = Path(os.environ.get("SPATEXT_COCO_MINI", BESIDE))
@@ -44,25 +43,27 @@ def content_of(scene):
     return sorted((region.text, region.mask.tobytes()) for region in scene.regions)
 
 
-def test_pocket_scenes_come_back_as_they_were_drawn(pocket_coco, pocket_items, capsys):
+def test_pocket_scenes_come_back_as_they_were_rendered(pocket_coco, pocket_items, capsys):
     subset = read_coco(pocket_coco, "val", **ALL)
     assert len(subset.items) == len(pocket_items)
-    for item, drawn in zip(subset.items, pocket_items, strict=True):
-        assert item.captions == drawn.captions
-        assert item.scene.caption == drawn.scene.caption
-        assert content_of(item.scene) == content_of(drawn.scene)
+    for item, rendered in zip(subset.items, pocket_items, strict=True):
+        assert item.captions == rendered.captions
+        assert item.scene.caption == rendered.scene.caption
+        assert content_of(item.scene) == content_of(rendered.scene)
         assert item.scene == item.scene
-        np.testing.assert_array_equal(np.asarray(item.image()), drawn.image)
-        picture, scene = item.square(64)  # already that size: nothing may change
-        np.testing.assert_array_equal(picture, drawn.image)
+        np.testing.assert_array_equal(np.asarray(item.image()), rendered.image)
+        pixels, scene = item.square(64)  # already that size: nothing may change
+        np.testing.assert_array_equal(pixels, rendered.image)
         assert scene == item.scene
     assert capsys.readouterr().out == ""
 
 
 def test_without_panoptic_annotations_the_instances_are_read(pocket_coco, pocket_items):
     (pocket_coco / "annotations" / "panoptic_val2017.json").unlink()
-    for item, drawn in zip(read_coco(pocket_coco, "val", **ALL).items, pocket_items, strict=True):
-        things = sorted((s.text, s.mask.tobytes()) for s in drawn.segments if s.is_thing)
+    for item, rendered in zip(
+        read_coco(pocket_coco, "val", **ALL).items, pocket_items, strict=True
+    ):
+        things = sorted((s.text, s.mask.tobytes()) for s in rendered.segments if s.is_thing)
         assert content_of(item.scene) == things
 
 
@@ -86,19 +87,19 @@ def _holds(polygon, x, y):
     return min(xs) <= x < max(xs) and min(ys) <= y < max(ys)
 
 
-def test_the_square_is_cut_from_the_centre_and_loses_what_lies_outside(hand_made):
+def test_the_square_is_cropped_from_the_centre_and_loses_what_lies_outside(hand_made):
     shapes = [rectangle(0, 0, 18, 40), rectangle(33, 5, 52, 30), rectangle(56, 24, 66, 40)]
     root = hand_made(40, 80, [{"segmentation": s} for s in shapes])
     subset = read_coco(root, "val")
     (item,) = subset.items
-    picture, scene = item.square(10)
+    pixels, scene = item.square(10)
     whole = item.scene.visible_masks(40, 80)[1:, :, 20:60]  # regions by size: the first is outside
     blocks = whole.reshape(2, 10, 4, 10, 4).sum(axis=(2, 4))
     np.testing.assert_array_equal(scene.visible_masks(10, 10), (blocks > 8)[[0]])
     assert blocks[1].max() > 8  # the third is there, yet below 5 % of the square
-    assert picture.shape == (10, 10, 3)
+    assert pixels.shape == (10, 10, 3)
     means = np.linspace(0, 255, 80)[20:60].reshape(10, 4).mean(axis=1)
-    np.testing.assert_allclose(picture[:, 2:-2, 1], np.tile(means[2:-2], (10, 1)), atol=3)
+    np.testing.assert_allclose(pixels[:, 2:-2, 1], np.tile(means[2:-2], (10, 1)), atol=3)
     for _ in range(2):  # a second pass must not count twice
         assert [s for _, s in subset.squares(10)] == [scene]
         assert subset.report.annotations["too small in the 10 x 10 square"] == [
@@ -111,18 +112,18 @@ def test_an_item_without_a_region_in_its_square_is_counted(hand_made):
     root = hand_made(40, 80, [{"segmentation": rectangle(0, 0, 18, 40)}])
     subset = read_coco(root, "val")
     assert list(subset.squares(16)) == []
-    assert subset.report.pictures == {"no region in the 16 x 16 square": ["7.png"]}
+    assert subset.report.images == {"no region in the 16 x 16 square": ["7.png"]}
     assert subset.items[0].square(16)[1].regions == ()
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 90])
 def test_square_masks_are_disjoint_at_every_size(size):
-    left = np.arange(60)[None, :].repeat(41, axis=0) % 2 == 0  # shares of exactly one half
+    left = np.arange(60)[None, :].repeat(41, axis=0) % 2 == 0  # fractions of exactly one half
     masks = coco_masks.square_masks([left, ~left], size)
     assert not (masks[0] & masks[1]).any()
 
 
-def test_limit_and_seed_choose_the_same_pictures_each_time(pocket_coco):
+def test_limit_and_seed_choose_the_same_images_each_time(pocket_coco):
     def names(**choice):
         return [i.file_name for i in read_coco(pocket_coco, "val", **choice).items]
 
@@ -135,7 +136,7 @@ def test_limit_and_seed_choose_the_same_pictures_each_time(pocket_coco):
     assert report.counts()["not needed, the limit was reached"] == len(everything) - 3
 
 
-def test_the_limit_is_filled_with_sound_pictures(pocket_coco):
+def test_the_limit_is_filled_with_sound_images(pocket_coco):
     for path in sorted((pocket_coco / "val2017").iterdir())[:3]:
         path.write_bytes(path.read_bytes()[:300])
     subset = read_coco(pocket_coco, "val", limit=3)
@@ -146,28 +147,53 @@ def test_area_number_category_and_licence_choose_regions(pocket_coco, pocket_ite
     subset = read_coco(pocket_coco, "val", min_area=0.2, regions=(2, 2), categories=["sea", "sand"])
     beaches = [i for i in pocket_items if i.segments[0].label == "sea"]
     assert len(subset.items) == len(beaches) > 0
-    for item, drawn in zip(subset.items, beaches, strict=True):
-        assert {r.text for r in item.scene.regions} == {s.text for s in drawn.segments[:2]}
+    for item, rendered in zip(subset.items, beaches, strict=True):
+        assert {r.text for r in item.scene.regions} == {s.text for s in rendered.segments[:2]}
         assert all(region.mask.mean() >= 0.2 for region in item.scene.regions)
     report = read_coco(pocket_coco, "val", licences=(1, 7)).report
     assert report.counts() == {"licence 4 was not asked for": len(pocket_items)}
     largest = read_coco(pocket_coco, "val", regions=(1, 1)).items
-    for item, drawn in zip(largest, pocket_items, strict=True):
-        assert item.scene.regions[0].mask.sum() == max(s.mask.sum() for s in drawn.segments)
+    for item, rendered in zip(largest, pocket_items, strict=True):
+        assert item.scene.regions[0].mask.sum() == max(s.mask.sum() for s in rendered.segments)
 
 
-def test_categories_become_texts_a_person_would_say():
-    assert region_text("dog") == "a dog"
-    assert region_text("wall-other-merged") == "a wall"
-    assert region_text("floor-wood") == "a wood floor"
-    assert region_text("door-stuff") == "a door"
+@pytest.mark.parametrize(
+    ("category", "text"),
+    [
+        ("dog", "a dog"),
+        ("umbrella", "an umbrella"),
+        ("apple", "an apple"),
+        ("hour glass", "an hour glass"),
+        ("unicycle", "a unicycle"),
+        ("scissors", "scissors"),
+        ("skis", "skis"),
+        ("stairs", "stairs"),
+        ("bus", "a bus"),
+        ("wine glass", "a wine glass"),
+        ("tennis racket", "a tennis racket"),
+        ("traffic_light", "a traffic light"),
+        ("wall-other-merged", "a wall"),
+        ("floor-wood", "a wood floor"),
+        ("ceiling-tile", "a tile ceiling"),
+        ("door-stuff", "a door"),
+        ("window-blind", "a window blind"),
+        ("grass-merged", "grass"),
+        ("floor-lamp", "a floor-lamp"),
+        ("wall-clock", "a wall-clock"),
+        ("stuff-sack", "a stuff-sack"),
+        ("t-shirt", "a t-shirt"),
+        ("other", "an other"),
+    ],
+)
+def test_categories_become_texts_that_a_caption_would_have(category, text):
+    assert region_text(category) == text
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"split": "train2017"}, 'split is \'train2017\': write "train" or "val"'),
-        ({"min_area": 5}, "min_area is 5: write a share"),
+        ({"min_area": 5}, "min_area is 5: write a fraction"),
         ({"regions": (3, 1)}, r"regions is \(3, 1\): write \(least, most\)"),
         ({"regions": (0, 1)}, "regions"),
         ({"limit": 0}, "limit is 0"),
@@ -181,7 +207,7 @@ def test_wrong_arguments_are_refused_with_the_right_form(pocket_coco, wrong, mes
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """2 MB of annotations, of which two pictures are under a free licence."""
+    """2 MB of annotations, of which two images are under a free licence."""
     root = tmp_path_factory.mktemp("big")
     (root / "annotations").mkdir()
     (root / "val2017").mkdir()
@@ -200,7 +226,7 @@ def big(tmp_path_factory):
         annotations.append(
             {"segmentation": shape, "area": area, "image_id": owner, "category_id": 1, "id": i}
         )
-    captions = [{"id": i, "image_id": i, "caption": f"picture {i}"} for i in range(300)]
+    captions = [{"id": i, "image_id": i, "caption": f"image {i}"} for i in range(300)]
     content = {"images": images, "annotations": annotations}
     content["categories"] = [{"id": 1, "name": "dog"}]
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
@@ -222,13 +248,13 @@ def test_a_big_file_is_read_in_little_memory_and_completely(big):
     path = big / "annotations" / "instances_val2017.json"
     size = path.stat().st_size
     assert size > 1.9e6
-    truth = json.loads(path.read_text())  # takes six times the file's size
-    count, streamed = peak_of(lambda: sum(1 for _ in rows(path, "annotations")))
-    assert count == 3000
-    assert streamed < 800_000  # the objects of one 64 kB chunk, whatever the file's size
+    truth = json.loads(path.read_text())["annotations"]  # takes six times the file's size
+    rows = read_file(path)["annotations"]
+    assert [json.loads(bytes(row)) for row in rows] == truth
+    ids = [(record.id, record.image_id) for record, _ in decoded(rows, InstanceRecord)]
+    assert ids == [(row["id"], row["image_id"]) for row in truth]
     subset, reading = peak_of(lambda: read_coco(big, "val", min_area=0.0, regions=(1, 99)))
     assert reading < 0.4 * size
-    assert list(rows(path, "annotations")) == truth["annotations"]
     kept = [r.annotation for item in subset.items for r in item.regions]
     covered = [a for _, a in subset.report.annotations.get("covered by smaller regions", [])]
     assert sorted(kept + covered) == sorted(i for i in range(3000) if i % 300 < 2)
@@ -241,7 +267,7 @@ def test_real_photos_agree_with_pycocotools(split):
     coco = official(MINI / "annotations" / f"instances_{split}2017.json")
     subset = read_coco(MINI, split, licences=None)
     assert subset.report.found == len(coco.imgs)
-    left = sum(len(names) for names in subset.report.pictures.values())
+    left = sum(len(names) for names in subset.report.images.values())
     assert len(subset.items) + left == len(coco.imgs)
     assert len(subset.items) > 10
     for item in subset.items:
@@ -263,7 +289,7 @@ def _covered(subset):
 
 
 @needs_mini
-def test_a_real_panoptic_picture_is_read_by_its_ids():
+def test_a_real_panoptic_image_is_read_by_its_ids():
     subset = read_coco(MINI, "val", regions=(1, 20), min_area=0.0)
     (item,) = (item for item in subset.items if item.image_id == 39769)
     rgb = Image.open(MINI / "annotations" / "panoptic_val2017" / "000000039769.png").convert("RGB")
@@ -289,9 +315,9 @@ def test_real_crowds_are_named_and_every_photo_is_credited():
         report = (subset := read_coco(MINI, split)).report
         crowds = {a["id"] for a in coco.anns.values() if a["iscrowd"]}
         named = {annotation for _, annotation in report.annotations["crowd"]}
-        gone = {name for names in report.pictures.values() for name in names}
+        gone = {name for names in report.images.values() for name in names}
         assert named <= crowds
-        for annotation in crowds - named:  # its picture has no caption, which was seen first
+        for annotation in crowds - named:  # its image has no caption, which was seen first
             assert coco.imgs[coco.anns[annotation]["image_id"]]["file_name"] in gone
         for item in subset.items:
             assert item.credit.licence == truth[item.image_id]["licence"]

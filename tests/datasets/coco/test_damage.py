@@ -5,14 +5,16 @@ import copy
 import json
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from spatext_lab.datasets.coco import read_coco
-from spatext_lab.datasets.coco.records import is_text
+from spatext_lab.datasets.coco.records import CaptionRecord, decoded
 
 ALL = {"regions": (1, 20), "min_area": 0.0, "licences": None}
+OUTSIDE = "file_name leads out of its folder"
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 FIRST = "000000000001.png"
 
@@ -41,15 +43,17 @@ def on_json(kind, change):
 
 
 PNGS = ("annotations", "panoptic_val2017")
-PICTURE_FAULTS = {
-    "picture file is corrupt": on_file(truncate, "val2017"),
-    "picture file is missing": on_file(lambda path: path.unlink(), "val2017"),
-    "picture has another size than its annotation says": on_file(resize, "val2017"),
+IMAGE_FAULTS = {
+    "image file is corrupt": on_file(truncate, "val2017"),
+    "image file is missing": on_file(lambda path: path.unlink(), "val2017"),
+    "image has another size than its annotation says": on_file(resize, "val2017"),
     "panoptic PNG is corrupt": on_file(truncate, *PNGS),
     "panoptic PNG is missing": on_file(lambda path: path.unlink(), *PNGS),
     "panoptic PNG has another size than its annotation says": on_file(resize, *PNGS),
     "no caption": on_json("captions", lambda c: c.update(annotations=c["annotations"][5:])),
-    "broken panoptic record": on_json("panoptic", lambda c: c["annotations"][0].pop("file_name")),
+    "broken panoptic record: object missing required field file_name": on_json(
+        "panoptic", lambda c: c["annotations"][0].pop("file_name")
+    ),
     "too few regions, fewer than 1": on_json(
         "panoptic", lambda c: c["annotations"][0].update(segments_info=[])
     ),
@@ -57,11 +61,11 @@ PICTURE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("reason", PICTURE_FAULTS)
-def test_a_picture_that_cannot_be_used_is_named(pocket_coco, pocket_items, reason):
-    PICTURE_FAULTS[reason](pocket_coco)
+@pytest.mark.parametrize("reason", IMAGE_FAULTS)
+def test_an_image_that_cannot_be_used_is_named(pocket_coco, pocket_items, reason):
+    IMAGE_FAULTS[reason](pocket_coco)
     subset = read_coco(pocket_coco, "val", regions=(1, 20), min_area=0.0)
-    assert subset.report.pictures == {reason: [FIRST]}
+    assert subset.report.images == {reason: [FIRST]}
     assert [item.image_id for item in subset.items] == list(range(2, len(pocket_items) + 1))
     assert f"1  {reason}: {FIRST}" in subset.report.text()
 
@@ -69,33 +73,44 @@ def test_a_picture_that_cannot_be_used_is_named(pocket_coco, pocket_items, reaso
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"height": "64"}, "broken image record"),
-        ({"width": 10**9}, "broken image record"),
-        ({"file_name": "../secret.png"}, "broken image record"),
-        ({"id": None}, "broken image record"),
+        ({"height": "64"}, "broken image record: height: expected int, got str"),
+        ({"height": 64.5}, "broken image record: height: expected int, got float"),
+        ({"width": 10**9}, "broken image record: width: expected int <= 16384"),
+        ({"width": 0}, "broken image record: width: expected int >= 1"),
+        ({"width": 10**400}, "broken image record: width: expected int <= 16384"),
+        ({"file_name": "../secret.png"}, f"broken image record: {OUTSIDE}"),
+        ({"file_name": "/secret.png"}, f"broken image record: {OUTSIDE}"),
+        ({"file_name": "a\\..\\..\\secret.png"}, f"broken image record: {OUTSIDE}"),
+        ({"file_name": "C:/secret.png"}, f"broken image record: {OUTSIDE}"),
+        ({"file_name": 7}, "broken image record: file_name: expected str, got int"),
+        ({"license": "4"}, "broken image record: license: expected int | null, got str"),
+        ({"id": None}, "broken image record: id: expected int, got null"),
         ({"id": 2}, "image id used twice"),
     ],
 )
-def test_a_broken_image_record_costs_one_picture(pocket_coco, pocket_items, change, reason):
+def test_a_broken_image_record_costs_one_image(pocket_coco, pocket_items, change, reason):
     edit(pocket_coco, "instances", lambda c: c["images"][0].update(change))
     subset = read_coco(pocket_coco, "val", **ALL)
-    assert len(subset.report.pictures[reason]) == 1
+    assert len(subset.report.images[reason]) == 1
     assert len(subset.items) == len(pocket_items) - 1
 
 
+BLANK = "expected a text, got a blank one or half a character"
 ANNOTATION_FAULTS = [
     ("crowd", {"iscrowd": 1, "segmentation": {"size": [20, 30], "counts": [600]}}),
     ("broken polygon or RLE", {"segmentation": [[1, 2, 3, 4]]}),
     ("broken polygon or RLE", {"segmentation": {"size": [30, 20], "counts": [600]}}),
     ("mask has no pixel", {"segmentation": {"size": [20, 30], "counts": [600]}}),
-    ("broken annotation", {"area": None}),
-    ("broken annotation", {"category_id": []}),
-    ("broken annotation", {"id": "4"}),
-    ("broken annotation", {"text": " "}),
+    ("broken annotation: category_id: expected int, got array", {"category_id": []}),
+    ("broken annotation: category_id: expected int, got str", {"category_id": "1"}),
+    ("broken annotation: id: expected int, got str", {"id": "4"}),
+    (f"broken annotation: text: {BLANK}", {"text": " "}),
+    (f"broken annotation: text: {BLANK}", {"text": "\ud800"}),
+    ("broken annotation: iscrowd: expected bool | int | null, got str", {"iscrowd": "0"}),
     ("unknown category", {"category_id": 9}),
-    ("annotation of an unknown picture", {"image_id": 8}),
-    ("annotation of an unknown picture", {"image_id": None}),
-    ("smaller than the minimum area", {"area": 2}),
+    ("annotation of an unknown image", {"image_id": 8}),
+    ("broken annotation: image_id: expected int, got null", {"image_id": None}),
+    ("broken annotation: image_id: expected int, got str", {"image_id": "7"}),
     ("smaller than the minimum area", {"segmentation": [[0, 0, 3, 0, 3, 2, 0, 2]]}),
     ("covered by smaller regions", {"segmentation": [[2, 2, 12.4, 2, 12.4, 13, 2, 13]]}),
 ]
@@ -105,7 +120,7 @@ ANNOTATION_FAULTS = [
 def test_an_annotation_that_cannot_be_used_is_named(hand_made, reason, fault):
     root = hand_made(20, 30, [{"segmentation": SQUARE}, {"segmentation": SQUARE} | fault])
     subset = read_coco(root, "val")
-    name = "7.png" if "image_id" not in fault else f"picture {fault['image_id'] or -1}"
+    name = {8: "image 8", 7: "7.png"}.get(fault.get("image_id", 7), "?")
     number = 2 if "id" not in fault else -1
     assert subset.report.annotations == {reason: [(name, number)]}
     assert [region.annotation for region in subset.items[0].regions] == [1]
@@ -135,18 +150,22 @@ def test_panoptic_ids_that_the_png_lacks_are_named(pocket_coco):
 def test_a_broken_caption_is_named_and_the_next_one_speaks(pocket_coco, pocket_items):
     edit(pocket_coco, "captions", lambda c: c["annotations"][0].update(caption=None))
     subset = read_coco(pocket_coco, "val", **ALL)
-    assert subset.report.annotations == {"broken caption": [(FIRST, 1)]}
+    assert subset.report.annotations == {
+        "broken caption: caption: expected str, got null": [(FIRST, 1)]
+    }
     assert subset.items[0].captions == pocket_items[0].captions[1:]
 
 
-def test_half_characters_and_blanks_are_not_texts():
-    assert is_text("a café \U0001f600")
-    assert not any(map(is_text, ("half \ud800", " \n", "", None, 3)))
+def test_half_characters_and_blanks_are_no_captions():
+    texts = ("a café \U0001f600", " a dog\n", "half \ud800", " \n", "", None, 3)
+    rows = [msgspec.Raw(json.dumps({"image_id": 1, "caption": t}).encode()) for t in texts]
+    found = [getattr(record, "caption", None) for record, _ in decoded(rows, CaptionRecord)]
+    assert found == [*texts[:2], None, None, None, None, None]
 
 
-def test_pictures_are_decoded_only_if_asked(pocket_coco):
+def test_images_are_decoded_only_if_asked(pocket_coco):
     truncate(pocket_coco / "val2017" / FIRST)
-    subset = read_coco(pocket_coco, "val", **ALL, check_pictures=False)
+    subset = read_coco(pocket_coco, "val", **ALL, check_images=False)
     assert len(subset.items) == 6
     with pytest.raises(OSError, match=r".+"):
         subset.items[0].image()
@@ -173,7 +192,7 @@ def test_missing_folders_and_files_are_refused_with_the_layout(pocket_coco, tmp_
     with pytest.raises(FileNotFoundError, match=r"captions_val2017\.json is missing"):
         read_coco(pocket_coco, "val")
     (pocket_coco / "annotations" / "instances_val2017.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match=r"no entries in 'images'"):
+    with pytest.raises(ValueError, match="val2017.json is not a COCO annotation file: expected object"):
         read_coco(pocket_coco, "val")
 
 
@@ -200,7 +219,7 @@ def read_or_none(root, name):
 
 
 @pytest.mark.parametrize("kind", ["instances", "captions", "panoptic"])
-def test_junk_anywhere_never_crashes_and_every_picture_is_accounted_for(pocket_coco, kind):
+def test_junk_anywhere_never_crashes_and_every_image_is_accounted_for(pocket_coco, kind):
     path = pocket_coco / "annotations" / f"{kind}_val2017.json"
     truth = json.loads(path.read_text())
     everywhere = list(places(truth))
@@ -220,7 +239,7 @@ def test_junk_anywhere_never_crashes_and_every_picture_is_accounted_for(pocket_c
         if subset is None:
             continue
         read += 1
-        left = sum(len(names) for names in subset.report.pictures.values())
+        left = sum(len(names) for names in subset.report.images.values())
         assert subset.report.found == len(subset.items) + left
         for item in subset.items:
             masks = np.array([region.mask for region in item.scene.regions])
