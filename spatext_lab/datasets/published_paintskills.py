@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spatext_lab.datasets.coco.records import is_text
 from spatext_lab.datasets.pocket.paintskills import RELATIONS, SKILLS, SPLITS, SkillPrompt, Thing
 from spatext_lab.datasets.pocket.texts import article
 from spatext_lab.scene.places import Box
@@ -171,6 +170,6 @@ def _list(row: Any, where: str, key: str) -> list:
 
 def _text(row: Any, where: str, key: str) -> str:
     value = _field(row, where, key, str)
-    if not is_text(value):
+    if not value.strip() or re.search("[\ud800-\udfff]", value):
         raise ValueError(f"{where}.{key} is {value!r:.80}: it is empty or holds half a character")
     return value

@@ -8,6 +8,7 @@ lowest first, one printable character (from "0" on) for each group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,20 +47,22 @@ def checked(rle: Any) -> dict[str, Any]:
     return rle
 
 
-def check_total(sizes: Iterable[tuple[int, int]]) -> None:
+def check_total(rles: Iterable[Any]) -> None:
     """Refuse masks that would not fit in memory together: an RLE of a few bytes can be 256 MB.
 
     Args:
-        sizes: (height, width) of each mask of a scene.
+        rles: the masks of one scene, not yet decoded; a malformed one is left to `decode`.
 
     Raises:
         ValueError: more than LARGEST_TOTAL pixels in all.
     """
-    total = sum(h * w for h, w in sizes)
+    sizes = (rle["size"] for rle in rles if isinstance(rle, dict) and "size" in rle)
+    sides = (size for size in sizes if isinstance(size, list) and all(map(_is_side, size)))
+    total = sum(math.prod(size) for size in sides)
     if total > LARGEST_TOTAL:
         raise ValueError(
-            f"masks have {total} pixels together; a scene's masks have at most {LARGEST_TOTAL}: "
-            "use fewer or smaller masks"
+            f"the masks of the scene have {total} pixels together, and at most {LARGEST_TOTAL} "
+            "are read: pass fewer or smaller masks"
         )
 
 

@@ -207,6 +207,7 @@ class Scene:
         caption, entries = _checked_text(file["caption"], "caption"), file["regions"]
         if not isinstance(entries, list):
             raise ValueError(f"regions is {entries!r}, not a list: write [{ENTRY_FORM}]")
+        rle.check_total(entry.get("mask") for entry in entries if isinstance(entry, dict))
         return cls(caption, [_read_region(e, f"regions[{i}]") for i, e in enumerate(entries)])
 
     def save(self, path: str | os.PathLike) -> None:

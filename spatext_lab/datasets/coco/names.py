@@ -2,6 +2,7 @@
 """Category names as a caption would say them: "scissors", "an umbrella", "a wood floor"."""
 
 import re
+from functools import cache
 
 from spatext_lab.datasets.pocket.texts import article
 
@@ -20,6 +21,7 @@ _NO_ARTICLE = re.compile(
 )
 
 
+@cache
 def region_text(category: str) -> str:
     """The text of a region of this category.
 

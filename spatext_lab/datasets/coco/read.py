@@ -21,7 +21,7 @@ from spatext_lab.datasets.coco import masks
 from spatext_lab.datasets.coco.index import Entry, Segment, Wanted, read_index
 from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
 from spatext_lab.datasets.coco.licences import FREE_LICENCES
-from spatext_lab.datasets.coco.records import LAYOUT
+from spatext_lab.datasets.coco.records import LAYOUT, Broken, CategoryRecord, decoded, read_file
 from spatext_lab.datasets.coco.report import CocoReport, Credit
 from spatext_lab.figures import to_image
 from spatext_lab.scene import rle
@@ -109,6 +109,13 @@ def read_coco(
     report.credits = [item.credit for item in items]
     report.regions = sum(len(item.regions) for item in items)
     return CocoSubset(tuple(items), report)
+
+
+def thing_names(root: str | PathLike, split: str) -> set[str]:
+    """The names of the categories that have instances: things, as COCO calls them, not stuff."""
+    file = read_file(Path(root) / "annotations" / f"instances_{split}2017.json")
+    rows = decoded(file["categories"], CategoryRecord)
+    return {record.name for record, _ in rows if not isinstance(record, Broken)}
 
 
 def _check_arguments(

@@ -117,5 +117,6 @@ def _examples(data: Path | None, side: int) -> tuple[Iterable[cache.Example], in
         return cache.pocket_examples(SCENES), SCENES, f"pocket scenes train 0-{SCENES - 1}"
     subset = read_coco(data, "train", min_area=MIN_AREA, regions=(1, cache.SEGMENTS))
     print(subset.report.text())
+    subset.not_empty()
     phrase = f"{len(subset.items)} pictures of {data.name}, train2017"
     return cache.coco_examples(subset, side), len(subset.items), phrase

@@ -192,7 +192,9 @@ def test_missing_folders_and_files_are_refused_with_the_layout(pocket_coco, tmp_
     with pytest.raises(FileNotFoundError, match=r"captions_val2017\.json is missing"):
         read_coco(pocket_coco, "val")
     (pocket_coco / "annotations" / "instances_val2017.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="val2017.json is not a COCO annotation file: expected object"):
+    with pytest.raises(
+        ValueError, match=r"val2017\.json is not a COCO annotation file: expected object"
+    ):
         read_coco(pocket_coco, "val")
 
 

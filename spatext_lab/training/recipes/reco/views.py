@@ -9,8 +9,7 @@ from random import Random
 from PIL import Image
 
 from spatext_lab.datasets.augment import random_view
-from spatext_lab.datasets.coco import read_coco
-from spatext_lab.datasets.coco.records import thing_names
+from spatext_lab.datasets.coco import read_coco, thing_names
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.scene import Region
@@ -56,8 +55,11 @@ def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cach
 def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:
     """VIEWS random views of each picture of a COCO folder, with its things as boxes; how many."""
     things, limits = thing_names(data, "train"), (1, MOST_REGIONS)
-    subset = read_coco(data, "train", min_area=MIN_AREA, regions=limits, categories=things)
+    subset = read_coco(
+        data, "train", min_area=MIN_AREA, regions=limits, categories=things, boxes=True
+    )
     print(subset.report.text())
+    subset.not_empty()
 
     def views() -> Iterator[cache.Example]:
         for item in subset.items:
