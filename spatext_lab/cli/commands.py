@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each command of `spatext-lab` does: call the library, print what a person needs.
+"""The commands of `spatext-lab`: call the library, print the result for a person.
 
 Every function takes the parsed arguments and returns the exit code. The library is imported inside
-it, for a command should not wait for what it does not use.
+it, so that a command does not wait for what it does not use.
 """
 
 from __future__ import annotations
@@ -15,14 +15,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+SAMPLERS = ("spatext", "pixel", "reco", "text")
+_LONGEST = 600  # of a message, in characters
+
 
 def complain(problem: object, code: int) -> int:
-    """Say `problem` in one line on stderr and give `code` back."""
-    print(f"spatext-lab: {' '.join(str(problem).split())}", file=sys.stderr)
+    """Prints a problem as one line on stderr and returns `code`."""
+    print(f"spatext-lab: {shown(' '.join(str(problem).split()))}", file=sys.stderr)
     return code
 
 
+def shown(text: str) -> str:
+    """Text that is safe to print: control characters escaped (a terminal obeys them), the middle
+    of a long one left out."""
+    safe = "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+    half = _LONGEST // 2
+    return safe if len(safe) <= _LONGEST else f"{safe[:half]} [...] {safe[-half:]}"
+
+
 def doctor(args: argparse.Namespace) -> int:
+    """Runs every check of the doctor."""
     from spatext_lab.cli import doctor
 
     done = []
@@ -35,6 +49,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def data_pocket(args: argparse.Namespace) -> int:
+    """Writes pocket scenes in COCO's layout."""
     from spatext_lab.datasets.coco import write_coco
     from spatext_lab.datasets.pocket import pocket_item
 
@@ -47,24 +62,14 @@ def data_pocket(args: argparse.Namespace) -> int:
 
 
 def data_coco(args: argparse.Namespace) -> int:
-    if args.out:
-        _make_room(args.out)
+    """Selects photos of a COCO folder, prints the counts, writes their scenes."""
+    _check_file(args.out)
     from spatext_lab.datasets.coco import read_coco
 
-    subset = read_coco(
-        args.root,
-        args.split,
-        licences=None if "all" in args.licences else tuple(args.licences),
-        min_area=args.min_area,
-        regions=tuple(args.regions),
-        categories=args.categories,
-        limit=args.limit,
-        seed=args.seed,
-    )
+    subset = read_coco(**given(args))
     print(subset.report.text())
     if args.out:
-        _write(args.out, "".join(_scene_lines(subset.items)).encode())
-        print(args.out)
+        _write(args.out, "".join(_scene_lines(subset.items)))
     return 0 if subset.items else complain("no photo passes; see the counts above", 1)
 
 
@@ -75,72 +80,85 @@ def _scene_lines(items: Sequence[Any]) -> Iterator[str]:
         yield json.dumps({**known, "captions": list(item.captions), "scene": scene}) + "\n"
 
 
+def scene(args: argparse.Namespace) -> int:
+    """Writes the scene of a photo, its regions found by a segmenter."""
+    _check_file(args.out)
+    from spatext_lab.evaluation.segmenters import read_photo, segmenter_named
+    from spatext_lab.scene import Scene
+
+    photo, segmenter = read_photo(args.photo), segmenter_named(args.segmenter)
+    made = Scene.from_image(photo, segmenter, **({"caption": args.caption} if args.caption else {}))
+    for region in made.regions:
+        print(f"{region.mask.mean():6.1%}  {region.text}")
+    _write(args.out, made.to_json())
+    return 0 if made.regions else complain(f"{args.photo}: no segment was found", 1)
+
+
 def train(args: argparse.Namespace) -> int:
+    """Trains a recipe."""
     from spatext_lab.training import run as training
 
-    names = ("steps", "seed", "out", "resume", "device", "data", "base", "representation")
-    names += ("variant", "bins", "init", "aided", "relearn")
-    try:
-        training.run(args.recipe, **_given(args, *names))
-    except KeyboardInterrupt:
-        return complain("stopped; --resume goes on from the last checkpoint", 130)
+    training.run(args.recipe, **given(args))
     return 0
 
 
 def sample(args: argparse.Namespace) -> int:
+    """Generates one image of a scene."""
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out is {args.out}; it must end in .png")
     if args.method in ("text", "reco") and args.region_guidance_scale is not None:
         raise ValueError(
             f"--region-guidance-scale needs --method spatext: {args.method} has no map"
         )
-    _make_room(args.out)
+    _check_file(args.out)
     from spatext_lab.scene import Scene
 
-    scene = Scene.load(args.scene)
+    asked = Scene.load(args.scene)
     from spatext_lab import zoo
     from spatext_lab.reco.pipeline import ReCoPipeline
     from spatext_lab.spatext.pipeline import SpaTextPipeline
     from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 
-    methods = {
-        "spatext": (SpaTextPipeline, "spatext"),
-        "pixel": (SpaTextPipeline, "spatext-pixel"),
-        "reco": (ReCoPipeline, "reco"),
-        "text": (TextToImagePipeline, "text-to-image"),
-    }
-    pipeline, part = methods[args.method]
-    given = _given(args, "seed", "steps", "guidance_scale", "region_guidance_scale")
-    picture = pipeline.from_pretrained(zoo.part(args.model, part))(scene, **given)
-    picture.save(png := io.BytesIO(), format="PNG")
+    kinds = (SpaTextPipeline, SpaTextPipeline, ReCoPipeline, TextToImagePipeline)
+    parts = ("spatext", "spatext-pixel", "reco", "text-to-image")
+    kind, part = dict(zip(SAMPLERS, zip(kinds, parts, strict=True), strict=True))[args.method]
+    settings = {"seed": args.seed, "steps": args.num_inference_steps}
+    settings |= {name: getattr(args, name) for name in ("guidance_scale", "region_guidance_scale")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    image = kind.from_pretrained(zoo.part(args.model, part))(asked, **settings)
+    image.save(png := io.BytesIO(), format="PNG")
     _write(args.out, png.getvalue())
-    print(args.out)
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    """Prints a method's scores as JSON."""
     if args.skills and args.protocol:
         raise ValueError(f"--protocol is {args.protocol}; --skills has its own, leave it out")
-    if args.json:
-        _make_room(args.json)
-    given = {"seed": args.seed, "model": args.model}
+    if args.prompts and not args.skills:
+        raise ValueError(f"--prompts is {args.prompts}; it is read with --skills alone")
+    _check_file(args.json)
+    asked = {"seed": args.seed, "model": args.model}
     if args.skills:
         from spatext_lab.evaluation.skills import evaluate_skills
 
-        scores = evaluate_skills(args.method, prompts=args.scenes, **given)
+        names = {"prompts": args.scenes, "published": args.prompts}
+        evaluated = evaluate_skills
     else:
         from spatext_lab.evaluation import report
 
-        given |= _given(args, "protocol")
-        scores = report.evaluate(args.method, scenes=args.scenes, **given)
-    text = json.dumps(scores, indent=2)
+        names = {"scenes": args.scenes, "protocol": args.protocol}
+        evaluated = report.evaluate
+    asked |= {name: value for name, value in names.items() if value is not None}
+    text = json.dumps(evaluated(args.method, **asked), indent=2)
     print(text)
     if args.json:
-        _write(args.json, f"{text}\n".encode())
+        _write(args.json, f"{text}\n", quiet=True)
     return 0
 
 
 def ablation(args: argparse.Namespace) -> int:
+    """Writes the tables of a method."""
     if args.method == "reco":
         from spatext_lab.evaluation import reco_tables as tables
     else:
@@ -151,32 +169,38 @@ def ablation(args: argparse.Namespace) -> int:
 
 
 def tour(args: argparse.Namespace) -> int:
+    """Takes the tour."""
     from spatext_lab import tour
 
-    tour.run(args.out, coco=args.coco, scene=args.scene, model=args.model)
+    tour.run(**given(args))
     return 0
 
 
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """What the user said; the rest is the library's own defaults, written there alone."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The library's options that the user passed; the defaults are the library's own."""
+    found = {name: getattr(args, name) for name in args.flags if hasattr(args, name)}
+    if "all" in found.get("licences", ()):
+        found["licences"] = None
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-def _make_room(path: Path) -> None:
-    """Refuse a target that cannot be written before the work is done, not after."""
+def _check_file(path: Path | None) -> None:
+    """Refuses a path that no file can be written at before the work is done, not after."""
+    if path is None:
+        return
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the file to write in it")
+        raise ValueError(f"{path} is a folder; pass the path of a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder; pass another path")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the target and rename: a reader finds the old file or the new, never half."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _write(path: Path, content: str | bytes, quiet: bool = False) -> None:
+    from spatext_lab.scene import files
+
+    files.write(path, content)
+    if not quiet:
+        print(path)

@@ -1,84 +1,215 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `spatext-lab`: doctor, data, train, sample, evaluate, ablation, tour.
+"""The command line `spatext-lab`: its commands and their flags.
 
-Each command is a thin function around the library, which is imported only when the command runs, so
-that `--help` answers at once. Exit codes: 0 done, 1 the work or a check failed, 2 the input was
-wrong, 130 stopped by Ctrl-C.
+A flag is a parameter of the library's function that the command calls; its values, its default and
+its help are read from there (`training.options`), and nothing of the library is imported before a
+command runs. Exit codes: 0 done, 1 the work or a check failed, 2 the input was wrong, 130 stopped
+by Ctrl-C, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spatext_lab import __version__
 from spatext_lab.cli import commands
-from spatext_lab.cli.commands import complain
+from spatext_lab.cli.commands import complain, shown
+from spatext_lab.training.options import Option, names, options
+from spatext_lab.training.recipes import RECIPES
 
-# Named here too, so that --help imports nothing; the tests compare them with the library's own.
-RECIPES = (
-    "autoencoder",
-    "decoder",
-    "clip",
-    "judge",
-    "prior",
-    "text-to-image",
-    "spatext",
-    "pixel",
-    "reco",
-)
-SAMPLERS = ("spatext", "pixel", "reco", "text")
-METHODS = (
-    *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel"),
-    *("vectors", "binary", "caption", "similarity"),
-    *("reco", "reco-caption", "words"),
-    *("text", "autoencoder", "true"),
-)
-REPRESENTATIONS = ("vectors", "binary", "caption", "similarity")
-VARIANTS = ("reco", "after", "contrastive", "words")
-INITS = ("mean", "normal", "smooth")
-PROTOCOLS = ("segments", "boxes")
+_LARGEST = 10**9  # of a count
+_LAST_SEED = 2**32 - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with messages that are safe to print; "--flag=--" is refused as no value."""
+
+    def error(self, message: str) -> Any:
+        """Leaves with exit code 2 after the usage and the message."""
+        super().error(shown(message))
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses the command line; raises SystemExit(2) for a wrong one."""
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"argument {word.removesuffix('=--')}: '--' is not a value")
+        return super().parse_args(args, namespace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code (wrong usage leaves by argparse's `SystemExit(2)`)."""
+    """Runs one command and returns its exit code.
+
+    Args:
+        argv: the words after the program's name; those of this process if not given.
+
+    Raises:
+        SystemExit: with code 2, for a wrong usage.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows "?" for it
+            stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
+    # loading weights takes no time here, and logs are read by people
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        return complain("stopped", 130)
-    except OSError as error:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as stop:
+        return complain(str(stop) or "stopped", 130)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain of it at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, ValueError, FloatingPointError) as error:  # what a user can mend
         if args.debug:
             raise
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
-    except ValueError as error:  # how the library speaks of a wrong input
-        if args.debug:
-            raise
-        return complain(error, 2)
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        problem = f"{error.filename}: {error.strerror}" if named else error
+        return complain(problem, 1 if isinstance(error, FloatingPointError) else 2)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; every command's help ends with an example."""
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    """The whole command line; the help of every command ends with an example."""
+    parser = Parser(
         prog="spatext-lab",
-        description="Pictures that follow a scene: what goes where.",
+        description="Images that follow a scene: what goes where.",
         epilog="example:\n  spatext-lab doctor\n\n"
         "exit codes: 0 done, 1 the work or a check failed, 2 wrong input, 130 stopped",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"spatext-lab {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     to = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_doctor(to)
     data = to.add_parser("data", help="make or read data sets", **_epilog("data pocket --help"))
     sources = data.add_subparsers(metavar="SOURCE", required=True)
     _add_data_pocket(sources)
     _add_data_coco(sources)
-    for add in (_add_train, _add_sample, _add_evaluate, _add_ablation, _add_tour):
+    for add in (_add_scene, _add_train, _add_sample, _add_evaluate, _add_ablation, _add_tour):
         add(to)
     return parser
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def _add_doctor(to: Any) -> None:
+    what = "call everything the course needs; name the repair with every FAIL (exit code 1)"
+    command = _command(to, commands.doctor, "doctor", what, "doctor --json")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_data_pocket(to: Any) -> None:
+    what = "render pocket scenes and write them in COCO's layout"
+    example = "data pocket --out outputs/pocket-coco --train 256 --val 64"
+    add = _command(to, commands.data_pocket, "pocket", what, example).add_argument
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--train", type=_count, default=256, metavar="N", help="training scenes (256)")
+    add("--val", type=_count, default=64, metavar="N", help="validation scenes (64)")
+    add("--seed", type=_seed, default=0, metavar="N", help="another seed, other scenes (0)")
+
+
+def _add_data_coco(to: Any) -> None:
+    what = "select photos of a COCO folder, count what was left out and why, write their scenes"
+    example = (
+        "data coco --root coco --split val --licences 4 7 --categories dog cat --out dogs.jsonl"
+    )
+    command = _command(to, commands.data_coco, "coco", what, example)
+    wanted = "root split licences min_area regions categories limit seed"
+    _add_flags(command, _of("spatext_lab.datasets.coco.read", "read_coco", wanted))
+    command.add_argument("--out", type=Path, metavar="FILE", help="write one JSON line per photo")
+
+
+def _add_scene(to: Any) -> None:
+    what = "find the segments of a photo and write them as a scene"
+    example = "scene photo.jpg --segmenter models/mask2former --out scene.json"
+    add = _command(to, commands.scene, "scene", what, example).add_argument
+    add("photo", type=Path, metavar="PHOTO")
+    segmenter = "judge (pocket images), mask2former (in ./models), or a segmenter's folder"
+    add("--segmenter", required=True, metavar="NAME", help=segmenter)
+    add("--caption", metavar="TEXT", help="of the whole image (a default caption)")
+    add("--out", type=Path, required=True, metavar="FILE", help="JSON, for sample and tour")
+
+
+def _add_train(to: Any) -> None:
+    what = "train a model by its recipe; shows the expected time first"
+    example = "train spatext --steps 200 --out outputs/spatext"
+    command = _command(to, commands.train, "train", what, example)
+    command.add_argument("recipe", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
+    found = _of("spatext_lab.training.run", "run", "steps seed out resume device")
+    recipes: dict[str, list[str]] = {}
+    for recipe in RECIPES.values():
+        for name, option in recipe.options.items():
+            found.setdefault(name, option)
+            recipes.setdefault(name, []).append(recipe.name)
+    _add_flags(command, found, {name: f"{', '.join(r)}: " for name, r in recipes.items()})
+
+
+def _add_sample(to: Any) -> None:
+    what = "generate one image of a scene"
+    example = "sample --method spatext --scene scene.json --seed 3 --out image.png"
+    add = _command(to, commands.sample, "sample", what, example).add_argument
+    add("--method", required=True, choices=commands.SAMPLERS, help="text uses the caption only")
+    add("--scene", type=Path, required=True, metavar="FILE", help="JSON, as Scene.save writes it")
+    add("--out", type=Path, required=True, metavar="PNG")
+    add("--seed", type=_seed, default=0, metavar="N", help="another seed, another image (0)")
+    add("--num-inference-steps", type=_count, metavar="N", help="denoising steps (10)")
+    scale = "classifier-free guidance scale; 1 is off (2)"
+    add("--guidance-scale", type=_real, metavar="S", help=scale)
+    scale = "a guidance scale of the map's own (none)"
+    add("--region-guidance-scale", type=_real, metavar="S", help=scale)
+    add("--steps", type=_renamed, help=argparse.SUPPRESS)
+    _add_model(add)
+
+
+def _add_evaluate(to: Any) -> None:
+    what = "measure a method on scenes that no training used"
+    example = "evaluate --method spatext --scenes 64 --json scores.json"
+    command = _command(to, commands.evaluate, "evaluate", what, example)
+    methods = names("spatext_lab.evaluation.methods", "METHODS")
+    add = command.add_argument
+    add("--method", required=True, choices=methods, metavar="METHOD", help=", ".join(methods))
+    protocols = names("spatext_lab.evaluation.report", "PROTOCOLS")
+    add("--protocol", choices=protocols, help="what is asked for (the method's own)")
+    add("--scenes", type=_count, metavar="N", help="or prompts of each skill (512)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of the images (0)")
+    add("--skills", action="store_true", help="PaintSkills: object, count, colour, spatial")
+    prompts = "with --skills: published prompts, ROOT/count/scenes/count_val.json"
+    add("--prompts", type=Path, metavar="FILE", help=prompts)
+    add("--json", type=Path, metavar="FILE", help="also write the scores here")
+    _add_model(add)
+
+
+def _add_ablation(to: Any) -> None:
+    what = "a method's tables: what each part of it contributes, and what it cannot do"
+    example = "ablation --method reco --out outputs/ablation --variants outputs/train"
+    add = _command(to, commands.ablation, "ablation", what, example).add_argument
+    add("--method", choices=("spatext", "reco"), default="spatext", help="(spatext)")
+    add("--out", type=Path, required=True, metavar="DIR", help="for Markdown, JSON and a figure")
+    add("--scenes", type=_count, default=512, metavar="N", help="of the first table (512)")
+    variants = "has spatext-binary, reco-words ... (without it, their rows are left out)"
+    add("--variants", type=Path, metavar="DIR", help=variants)
+    _add_model(add)
+
+
+def _add_tour(to: Any) -> None:
+    what = "everything once, as a page of images and numbers; under 5 minutes on two cores"
+    command = _command(to, commands.tour, "tour", what, "tour --out outputs/tour")
+    found = options("spatext_lab.tour", "run")
+    _add_flags(command, {name: each for name, each in found.items() if name != "budget"})
+
+
+def _add_model(add: Any) -> None:
+    add("--model", default="pocket", metavar="FOLDER", help="your own training (pocket)")
+
+
+# --- flags ----------------------------------------------------------------------------------------
 
 
 def _epilog(example: str) -> dict[str, Any]:
@@ -94,142 +225,73 @@ def _command(to: Any, run: Any, name: str, what: str, example: str) -> argparse.
     return command
 
 
-def _add_doctor(to: Any) -> None:
-    what = "call everything the course needs; say the repair with every FAIL (exit code 1)"
-    command = _command(to, commands.doctor, "doctor", what, "doctor --json")
-    command.add_argument("--json", action="store_true", help="for programs")
+def _of(module: str, function: str, wanted: str) -> dict[str, Option]:
+    """Some parameters of a function, by name."""
+    found = options(module, function)
+    return {name: found[name] for name in wanted.split()}
 
 
-def _add_data_pocket(to: Any) -> None:
-    what = "draw pocket scenes and write them in COCO's layout"
-    example = "data pocket --out outputs/pocket-coco --train 256 --val 64"
-    add = _command(to, commands.data_pocket, "pocket", what, example).add_argument
-    add("--out", type=Path, required=True, metavar="DIR")
-    add("--train", type=_count, default=256, metavar="N", help="training scenes (256)")
-    add("--val", type=_count, default=64, metavar="N", help="validation scenes (64)")
-    add("--seed", type=_seed, default=0, metavar="N", help="another world for another seed (0)")
-
-
-def _add_data_coco(to: Any) -> None:
-    what = "choose photos of a COCO folder, count what was left out and why, write their scenes"
-    example = (
-        "data coco --root coco --split val --licences 4 7 --categories dog cat --out dogs.jsonl"
-    )
-    add = _command(to, commands.data_coco, "coco", what, example).add_argument
-    add("--root", type=Path, required=True, metavar="DIR", help="the folder with annotations/")
-    add("--split", required=True, choices=("train", "val"))
-    add(
-        "--licences",
-        type=_licence,
-        nargs="+",
-        default=[4, 5, 7, 8],
-        metavar="N",
-        help="COCO's numbers of allowed photo licences, or 'all' (4 5 7 8)",
-    )
-    add("--min-area", type=float, default=0.05, metavar="A", help="of the photo, 0 to 1 (0.05)")
-    add("--regions", type=int, nargs=2, default=(1, 3), metavar=("MIN", "MAX"), help="(1 3)")
-    add("--categories", nargs="+", metavar="NAME", help="only regions of these (all)")
-    add("--limit", type=_count, metavar="N", help="at most so many photos")
-    add("--seed", type=_seed, default=0, metavar="N", help="which photos, where --limit cuts (0)")
-    add("--out", type=Path, metavar="FILE", help="write one JSON line a photo")
-
-
-def _add_train(to: Any) -> None:
-    what = "train a pocket model by its recipe; shows the expected time first"
-    example = "train spatext --steps 200 --out outputs/spatext"
-    add = _command(to, commands.train, "train", what, example).add_argument
-    add("recipe", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
-    add("--steps", type=_count, metavar="N", help="optimiser steps (the recipe's own)")
-    add("--seed", type=_seed, default=0, metavar="N")
-    add("--out", type=Path, metavar="DIR", help="for checkpoints and the model")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--data", type=Path, metavar="ROOT", help="a folder in COCO's layout (drawn scenes)")
-    add("--base", metavar="MODEL", help="the model to start from: pocket, or your own folder")
-    add("--representation", choices=REPRESENTATIONS, help="what SpaText's map holds (vectors)")
-    add("--variant", choices=VARIANTS, help="of ReCo (reco)")
-    add(
-        "--bins",
-        type=_count,
-        metavar="N",
-        help="position tokens of ReCo (two a pixel, 1000 at most)",
-    )
-    add("--init", choices=INITS, help="how the rows of ReCo's new tokens begin (smooth)")
-    # None where it was not said, so that it is handed on only to recipes that take it
-    add("--aided", action="store_true", default=None, help="ReCo for a small base")
-    relearn = "forget the position tokens of a ReCo base first, to learn others"
-    add("--relearn", action="store_true", default=None, help=relearn)
-
-
-def _add_sample(to: Any) -> None:
-    what = "draw one picture of a scene"
-    example = "sample --method spatext --scene scene.json --seed 3 --out picture.png"
-    add = _command(to, commands.sample, "sample", what, example).add_argument
-    add("--method", required=True, choices=SAMPLERS, help="text reads the caption only")
-    add("--scene", type=Path, required=True, metavar="FILE", help="JSON, as Scene.save writes it")
-    add("--seed", type=_seed, default=0, metavar="N", help="another picture for another seed (0)")
-    add("--out", type=Path, required=True, metavar="PNG")
-    add("--steps", type=_count, metavar="N", help="denoising steps")
-    add("--guidance-scale", type=float, metavar="S", help="how loud the caption is; 1 is off")
-    add("--region-guidance-scale", type=float, metavar="S", help="how loud the map is; 1 is off")
-    _add_model(add)
-
-
-def _add_evaluate(to: Any) -> None:
-    what = "measure a method on scenes that no training saw"
-    example = "evaluate --method spatext --scenes 64 --json scores.json"
-    add = _command(to, commands.evaluate, "evaluate", what, example).add_argument
-    add("--method", required=True, choices=METHODS, help="true and autoencoder are the ceilings")
-    add("--protocol", choices=PROTOCOLS, help="what the method is given (what it reads)")
-    add("--skills", action="store_true", help="PaintSkills: object, count, colour, spatial instead")
-    add("--scenes", type=_count, default=512, metavar="N", help="or prompts of each skill (512)")
-    add("--seed", type=_seed, default=0, metavar="N")
-    add("--json", type=Path, metavar="FILE", help="also write the scores here")
-    _add_model(add)
-
-
-def _add_ablation(to: Any) -> None:
-    what = "a method's tables: what each part of it is worth, and what it cannot do"
-    example = "ablation --method reco --out outputs/ablation --variants outputs/train"
-    add = _command(to, commands.ablation, "ablation", what, example).add_argument
-    add("--method", choices=("spatext", "reco"), default="spatext", help="(spatext)")
-    add("--out", type=Path, required=True, metavar="DIR", help="for Markdown, JSON and a figure")
-    add("--scenes", type=_count, default=512, metavar="N", help="of the first table (512)")
-    add(
-        "--variants",
-        type=Path,
-        metavar="DIR",
-        help="has spatext-binary, reco-words ... (no such rows)",
-    )
-    _add_model(add)
-
-
-def _add_tour(to: Any) -> None:
-    what = "everything once, as a page of pictures and numbers; under 5 minutes on two cores"
-    add = _command(to, commands.tour, "tour", what, "tour --out outputs/tour").add_argument
-    add("--out", type=Path, required=True, metavar="DIR")
-    add("--coco", type=Path, metavar="DIR", help="a COCO folder: do it with real photos too")
-    add("--scene", type=Path, metavar="FILE", help="your own, as Scene.save writes it")
-    _add_model(add)
-
-
-def _add_model(add: Any) -> None:
-    add("--model", default="pocket", metavar="FOLDER", help="your own training (the shipped one)")
+def _add_flags(
+    command: argparse.ArgumentParser, found: dict[str, Option], before: dict[str, str] | None = None
+) -> None:
+    """A flag for each option. One that is not used stays out of the parsed arguments, so that the
+    library's own default holds; `commands.given` collects the others."""
+    for name, option in found.items():
+        words = (before or {}).get(name, "") + option.help
+        if option.default not in (None, False):
+            values = option.default if isinstance(option.default, tuple) else (option.default,)
+            words += f" ({' '.join(map(str, values))})"
+        how: dict[str, Any] = {"help": words.replace("%", "%%"), "default": argparse.SUPPRESS}
+        how["required"] = option.required
+        if option.kind == "bool":
+            how |= {"action": "store_true"}
+        else:
+            how |= {"type": _TYPES[option.kind], "nargs": option.number}
+            if option.choices:
+                how["choices"] = option.choices
+            elif option.number != 2:
+                how["metavar"] = _METAVARS[option.kind]
+            else:
+                how["metavar"] = ("MIN", "MAX")
+        if name == "seed":
+            how["type"] = _seed
+        elif name == "licences":
+            how["type"] = _licence
+        command.add_argument(f"--{name.replace('_', '-')}", **how)
+    command.set_defaults(flags=tuple(found))
 
 
 def _whole(text: str, low: int, high: int) -> int:
-    if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number, {low} to {high}")
     return int(text)
 
 
 def _count(text: str) -> int:
-    return _whole(text, 1, 10**9)
+    return _whole(text, 1, _LARGEST)
 
 
 def _seed(text: str) -> int:
-    return _whole(text, 0, 2**32 - 1)
+    return _whole(text, 0, _LAST_SEED)
 
 
 def _licence(text: str) -> int | str:
-    return text if text == "all" else _whole(text, 0, 8)
+    return text if text == "all" else _whole(text, 0, _LARGEST)
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text) if len(text) < 40 else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a finite number")
+    return value
+
+
+def _renamed(text: str) -> Any:
+    raise argparse.ArgumentTypeError("denoising steps are --num-inference-steps")
+
+
+_TYPES = {"int": _count, "float": _real, "str": str, "Path": Path}
+_METAVARS = {"int": "N", "float": "X", "str": "NAME", "Path": "PATH"}

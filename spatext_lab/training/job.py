@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe hands to the loop."""
+"""A training job: what a recipe hands to the loop, and how its result is saved."""
 
 import json
 from collections.abc import Callable
@@ -10,28 +10,26 @@ import torch
 from diffusers import AutoencoderTiny
 
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.training.loop import LossAt, Plan
+from spatext_lab.training.loop import LossAt
+from spatext_lab.training.plan import Plan, device_of
 
-
-def device_of(name: str) -> str:
-    """Where to compute: "cpu", or "cuda" where there is one and `name` does not say otherwise."""
-    return "cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda"
+__all__ = ["Job", "device_of", "save_half", "save_model"]
 
 
 def save_half(part, folder: Path) -> None:
-    """Saves a part of a model in half precision; the part itself stays as it is.
+    """Saves a part of a model in half precision; the part itself is not changed.
 
-    Where it was read from is a path of this machine and does not belong into its config.
+    The path that it was loaded from is left out of its config: it belongs to this machine.
     """
     if hasattr(part, "register_to_config"):
         part.register_to_config(_name_or_path="")
-    if not hasattr(part, "half"):  # a tokenizer, a schedule: no weights
+    if not hasattr(part, "half"):  # a tokenizer or a scheduler has no weights
         part.save_pretrained(folder)
         return
     part.half().save_pretrained(folder)
     part.float()
     if isinstance(part, AutoencoderTiny):
-        # It writes this key and complains of it whenever it is read; it knows the value without.
+        # diffusers writes this key, derives it when loading, and then warns about it.
         file = folder / "config.json"
         config = json.loads(file.read_text())
         del config["block_out_channels"]
@@ -39,7 +37,7 @@ def save_half(part, folder: Path) -> None:
 
 
 def save_model(model: TextToImagePipeline, folder: Path) -> None:
-    """Saves all parts of a pipeline in half precision, with the index."""
+    """Saves all parts of a pipeline in half precision, and its `model_index.json`."""
     for name, part in model.parts().items():
         save_half(part, folder / name)
     model.write_index(folder)
@@ -47,10 +45,10 @@ def save_model(model: TextToImagePipeline, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A module to train, the loss of a step, how to save the result, and what it learned from."""
+    """A module to train, the loss of a step, a function that saves the result, and the data."""
 
     module: torch.nn.Module
     loss_at: LossAt
     save: Callable[[Path], None]
     plan: Plan
-    data: str  # one phrase for the card
+    data: str  # what it learns from, one phrase for the card

@@ -1,68 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training loop for every model: a generator, so that the caller's `for` decides the rest.
+"""The training loop of every model: a generator, so the caller's `for` decides when to stop.
 
 What happens in step i depends only on the seed, on i and on the state after step i - 1: data and
-noise come from a generator that is seeded anew for each step. So a run that was stopped goes on
-as if nothing had happened, to the last bit, and nothing of a data loader has to be saved.
+noise come from a generator that is seeded anew for each step. A run that was interrupted therefore
+continues bit for bit, and no state of a data loader has to be saved.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from diffusers import SchedulerMixin
 from diffusers.training_utils import EMAModel
+
+from spatext_lab.training.plan import Device, Plan, device_of
 
 LossAt = Callable[[int, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast to learn."""
-
-    steps: int  # optimiser steps
-    lr: float  # the highest learning rate
-    warmup: int = 100  # steps of linear warm-up, then half a cosine down to zero
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # the gradient is cut to this length
-    ema_decay: float = 0.999  # at most; young averages forget faster: (1 + i) / (10 + i)
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, a pure function of its number."""
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-@dataclass(frozen=True)
 class Step:
-    """What one optimiser step did."""
+    """The result of one optimiser step."""
 
     index: int  # counted from 0
     loss: float
-    seconds: float  # that training has taken so far, before a stop too
+    seconds: float  # of training so far, those before an interruption included
 
 
 @dataclass
 class Trainer:
     """A module, its optimiser and its moving average; `run` trains, `checkpoint.py` saves.
 
-    loss_at(step, generator) gives the loss of a step; all that is random in it must come from
-    `generator`, a CPU generator.
+    loss_at(step, generator) returns the loss of a step, a scalar tensor; all randomness in it must
+    come from `generator`, a CPU generator.
+
+    Raises:
+        ValueError: "cuda" as the device where there is no GPU.
     """
 
     module: torch.nn.Module
     loss_at: LossAt
     plan: Plan
-    device: str = "auto"
+    device: Device = "auto"
     done: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        cpu = self.device == "cpu" or not torch.cuda.is_available()
+        cpu = device_of(self.device) == "cpu"
         # bfloat16 pays on a GPU; without special instructions a CPU is far slower with it.
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.module.to(self.accelerator.device)
@@ -74,7 +61,11 @@ class Trainer:
         self.weights = weights
 
     def run(self) -> Iterator[Step]:
-        """Trains to the plan's last step, yielding after each one."""
+        """Trains to the plan's last step and yields after each one.
+
+        Raises:
+            FloatingPointError: a loss that is not finite; the weights are still those before it.
+        """
         start = time.perf_counter() - self.seconds
         while self.done < self.plan.steps:
             index = self.done
@@ -101,6 +92,24 @@ class Trainer:
         return loss.item()
 
     def use_average(self) -> None:
-        """Puts the moving average in place of the last weights: what is shipped and measured."""
+        """Replaces the weights by their moving average, which is what is saved and measured."""
         self.ema.copy_to(self.weights)
         self.module.eval()
+
+
+def noise_and_times(
+    x_0: torch.Tensor, scheduler: SchedulerMixin, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of x_0's shape and a timestep for each of its images, drawn in this order.
+
+    Args:
+        x_0: latents (b, c, h, w) or vectors (b, d), on the CPU.
+        scheduler: has the number of timesteps T.
+        generator: a CPU generator.
+
+    Returns:
+        Standard normal noise of x_0's shape, and int64 timesteps (b,) from 0 to T - 1.
+    """
+    noise = torch.randn(x_0.shape, generator=generator)
+    times = scheduler.config.num_train_timesteps
+    return noise, torch.randint(times, (len(x_0),), generator=generator)

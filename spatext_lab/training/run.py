@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spatext-lab train`: a recipe from its first step to a model folder with a card."""
 
+import json
 import platform
+import shlex
+import shutil
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from safetensors import SafetensorError
 
+from spatext_lab import zoo
+from spatext_lab.figures.progress import Progress
+from spatext_lab.scene import files
 from spatext_lab.training import checkpoint
-from spatext_lab.training.card import write_card
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Trainer
+from spatext_lab.training.plan import Device, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
 
 CHECKPOINT_SECONDS = 60.0
+CARD, README = "card.json", "README.md"
 
 
 def run(
@@ -26,62 +34,148 @@ def run(
     seed: int = 0,
     out: Path | None = None,
     resume: bool = False,
-    device: str = "auto",
-    data: Path | None = None,
-    base: str | None = None,
-    representation: str | None = None,
-    variant: str | None = None,
-    bins: int | None = None,
-    init: str | None = None,
-    aided: bool | None = None,
-    relearn: bool | None = None,
+    device: Device = "auto",
+    **options: Any,
 ) -> Path:
-    """Trains recipe `name` and returns the model folder that it wrote.
+    """Trains a recipe and writes its model folder, with a card.
 
-    A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute; `resume`
-    goes on from it with the loss curve that an unbroken run has.
+    A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute.
 
-    data: a folder in COCO layout to learn from, for recipes that can; None for pocket scenes.
-    base: the model to start from, "pocket" or a folder, for recipes that can; None for the
-        recipe's own start.
-    representation: what SpaText's map holds, a kind of `Representation`.
-    variant, bins, init, aided, relearn: of ReCo, see `recipes.reco.make`.
+    Args:
+        name: a recipe in RECIPES.
+        steps: optimiser steps; the recipe's own if not given.
+        seed: of weights, data and noise.
+        out: the folder to write; `outputs/train/NAME` if not given. A model of the same recipe
+            that lies there is replaced when this one is complete.
+        resume: continue from the checkpoint of an interrupted run, with the same loss curve.
+        device: where to train; auto is a GPU where there is one.
+        options: the recipe's, see its `make`.
 
-    Raises ValueError for an unknown recipe, for what it does not take and for steps < 1, and what
-    checkpoint.load raises.
+    Returns:
+        The model folder.
+
+    Raises:
+        ValueError: an unknown recipe, option or device, a value out of range, a folder that holds
+            something else, and what `checkpoint.load` raises.
+        FileNotFoundError: nothing to resume.
     """
-    given = {"data": data, "base": base, "representation": representation}
-    given |= {"variant": variant, "bins": bins, "init": init, "aided": aided or None}
-    given |= {"relearn": relearn or None}
-    given = {key: value for key, value in given.items() if value is not None}
-    recipe = _checked(name, given, steps)
-    plan = replace(recipe.plan, seed=seed, steps=steps or recipe.plan.steps)
+    recipe = _recipe(name, options)
+    given = {key: value for key, value in options.items() if value is not None}
+    steps = recipe.plan.steps if steps is None else steps
+    plan = replace(recipe.plan, seed=seed, steps=steps)
+    device_of(device)
     out = Path(out or f"outputs/train/{name}")
-    minutes = plan.steps * recipe.seconds_per_step / 60
-    print(f"{name}: {plan.steps} steps, about {minutes:.0f} min on one CPU core; result in {out}")
-    job = recipe.make(plan, device, **given)
-    trainer = Trainer(job.module, job.loss_at, job.plan, device)
+    _refuse_foreign(out, name)
     saved = out.with_name(out.name + ".checkpoint")
-    if resume:
-        checkpoint.load(trainer, saved)
-    _train(trainer, saved)
-    trainer.use_average()
-    job.save(out)
-    write_card(out, _facts(recipe, job, trainer, given))
+    with checkpoint.writing(saved):
+        made = _made(recipe, given)
+        if resume:
+            checkpoint.check(saved, plan, made)  # now, not after minutes of caching
+        minutes = plan.steps * recipe.seconds_per_step / 60
+        print(f"{name}: {steps} steps, about {minutes:.0f} min on one CPU core; result in {out}")
+        job = recipe.make(plan, device, **given)
+        trainer = Trainer(job.module, job.loss_at, job.plan, device)
+        if resume:
+            checkpoint.load(trainer, saved, made)
+        else:
+            checkpoint.set_aside(saved)
+        _train(trainer, saved, made)
+        trainer.use_average()
+        _write_model(out, job, _facts(recipe, job, trainer, given))
     return out
 
 
-def _checked(name: str, given: dict, steps: int | None) -> Recipe:
-    """The recipe of that name, if it takes what is given."""
+def _recipe(name: str, options: dict[str, Any]) -> Recipe:
+    """The recipe of that name, if it has all these options."""
     if name not in RECIPES:
-        raise ValueError(f"recipe is {name!r}; there are {', '.join(RECIPES)}")
-    for key, value in given.items():
-        if key not in RECIPES[name].takes:
-            able = ", ".join(r.name for r in RECIPES.values() if key in r.takes)
-            raise ValueError(f"{key} is {value}; {name} takes none, these do: {able}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}; give at least 1")
+        raise ValueError(f"recipe is {name!r:.40}; there are {', '.join(RECIPES)}")
+    for key, value in options.items():
+        if key not in RECIPES[name].options and value is not None:
+            able = [recipe.name for recipe in RECIPES.values() if key in recipe.options]
+            raise ValueError(
+                f"{key} is {_short(value)}; {name} has no such option, "
+                + (f"these have: {', '.join(able)}" if able else "nor has any other recipe")
+            )
     return RECIPES[name]
+
+
+def _refuse_foreign(out: Path, name: str) -> None:
+    """Raises ValueError where something other than a model of this recipe would be overwritten."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        card = json.loads((out / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        card = None
+    if not isinstance(card, dict) or card.get("recipe") != name:
+        raise ValueError(
+            f"out is {out}, which is there and is not a model of the recipe {name}: "
+            "pass a new folder, or move it away"
+        )
+
+
+def _made(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
+    """What a run is made from, for its checkpoint: folders by what is in them, not by their path.
+
+    Device and number of processes are left out: they may differ when a run is resumed.
+    """
+    made = {key: option.default for key, option in recipe.options.items()} | given
+    for key, value in made.items():
+        if key == "base" and value is not None:
+            made[key] = checkpoint.fingerprint(zoo.root(value))
+        elif isinstance(value, Path):
+            if not value.is_dir():
+                raise FileNotFoundError(f"{key} is {value}, which is not a folder")
+            made[key] = checkpoint.fingerprint(value)
+    return json.loads(json.dumps({"recipe": recipe.name} | made))  # tuples as lists, as when read
+
+
+def _train(trainer: Trainer, saved: Path, made: dict) -> None:
+    """Trains to the end with a progress bar, and a checkpoint every minute."""
+    last, kept = time.perf_counter(), trainer.done
+    total, unit = {"total": trainer.plan.steps, "initial": trainer.done}, "step"
+    try:
+        with Progress(desc="training", unit=unit, mininterval=1, **total) as bar:
+            for step in trainer.run():
+                bar.update()
+                bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+                if time.perf_counter() - last > CHECKPOINT_SECONDS:
+                    checkpoint.save(trainer, saved, made)
+                    last, kept = time.perf_counter(), trainer.done
+    except KeyboardInterrupt:
+        onward = f"--resume continues after step {kept}" if kept else "before the first checkpoint"
+        raise KeyboardInterrupt(f"stopped after step {trainer.done}; {onward}") from None
+    checkpoint.save(trainer, saved, made)
+
+
+# --- the result -----------------------------------------------------------------------------------
+
+
+def _write_model(out: Path, job: Job, facts: dict) -> None:
+    """Writes the whole folder beside `out`, sealed, and puts it there at once."""
+    with files.replacing(out) as beside:
+        beside.mkdir()
+        try:
+            job.save(beside)
+        except SafetensorError as error:
+            raise OSError(f"{out} cannot be written: {error}") from None
+        (beside / CARD).write_text(json.dumps(facts, indent=2) + "\n")
+        zoo.seal(beside)
+        if out.is_dir():
+            _keep_additions(out, beside)
+        (beside / README).write_text(card(facts, sorted(beside.glob("*.md"))))
+
+
+def _keep_additions(old: Path, new: Path) -> None:
+    """Copies what others have put into a model's folder: tables, notes."""
+    sums = old / zoo.SUMS
+    lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
+    sealed = {line.partition("  ")[2] for line in lines} | {zoo.SUMS, CARD, README}
+    for path in sorted(p for p in old.rglob("*") if p.is_file()):
+        name = path.relative_to(old).as_posix()
+        if name not in sealed and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / name)
 
 
 def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
@@ -91,7 +185,7 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
         "recipe": recipe.name,
         "use": recipe.use,
         "data": job.data,
-        "given": {key: _named(value) for key, value in given.items()},
+        "given": {key: _short(value) for key, value in given.items() if value is not False},
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
@@ -100,23 +194,34 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
     }
 
 
-def _named(value: Path | str | int) -> str | int:
-    """A choice as it is, a folder by its name: where it lies is a path of one machine."""
-    return value if isinstance(value, int) else Path(value).name
+def _short(value: Any) -> Any:
+    """An option's value as it is, a folder by its name: its path belongs to this machine."""
+    return Path(value).name if isinstance(value, str | Path) else value
 
 
-def _train(trainer: Trainer, saved: Path) -> None:
-    """The loop with a progress bar, and a checkpoint every minute."""
-    last = time.perf_counter()
-    bar = tqdm(total=trainer.plan.steps, initial=trainer.done, unit="step", mininterval=1)
-    for step in trainer.run():
-        bar.update()
-        bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-        if time.perf_counter() - last > CHECKPOINT_SECONDS:
-            checkpoint.save(trainer, saved)
-            last = time.perf_counter()
-    bar.close()
-    checkpoint.save(trainer, saved)
+def card(facts: dict, tables: list[Path]) -> str:
+    """A model's card as Markdown, with the tables (Markdown files) that lie in its folder."""
+    plan = facts["plan"]
+    words = ["spatext-lab", "train", facts["recipe"]]
+    for key, value in ({"seed": plan["seed"], "steps": plan["steps"]} | facts["given"]).items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{key.replace('_', '-')}", *([] if value is True else map(str, values))]
+    lines = [
+        f"# {facts['recipe']}",
+        "",
+        f"Intended use: {facts['use']}.",
+        "",
+        f"* Made by `{shlex.join(words)}` in {facts['seconds'] / 60:.0f} minutes on "
+        f"{facts['hardware']}.",
+        f"* Data: {facts['data']}.",
+        f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
+        "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",
+        "* Weights and card: CC BY 4.0.",
+    ]
+    for table in tables:
+        if table.name != README:
+            lines += ["", f"## {table.stem.capitalize()}", "", table.read_text().rstrip()]
+    return "\n".join(lines) + "\n"
 
 
 def _hardware(device: torch.device) -> str:

@@ -3,7 +3,10 @@
 
 import json
 import os
+import platform
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from spatext_lab.training import checkpoint
-from spatext_lab.training.loop import Plan, Trainer
+from spatext_lab.training.loop import Trainer
+from spatext_lab.training.plan import Plan
 from tests.training import toy
 
+ROOT, NODE = Path(__file__).parents[2], platform.node()
 PLAN = Plan(steps=24, lr=0.02, warmup=5)
 
 
@@ -91,7 +96,9 @@ def test_a_checkpoint_is_safetensors_and_json(tmp_path):
 @pytest.mark.parametrize("change", [{"steps": 25}, {"seed": 1}, {"lr": 0.03}, {"warmup": 6}])
 def test_another_plan_is_refused(tmp_path, change):
     checkpoint.save(run_to(trainer(), 3), tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"plan is .* give the same steps and seed"):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(change))} is .*; the run in .* has .*: pass the same"
+    ):
         checkpoint.load(trainer(replace(PLAN, **change)), tmp_path / "saved")
 
 
@@ -110,8 +117,9 @@ CHANGES = [
     (os, "unlink"),
     (os, "rmdir"),
     (os, "mkdir"),
+    (os, "chmod"),
     (shutil, "rmtree"),
-    (Path, "write_text"),
+    (Path, "touch"),
     (checkpoint, "save_file"),
 ]
 
@@ -138,7 +146,7 @@ def kill_at(monkeypatch, number: int) -> None:
             monkeypatch.setattr(place, name, watched(getattr(place, name)))
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(9))
 def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(
     tmp_path, monkeypatch, number
 ):
@@ -157,3 +165,121 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint_or_the_new_one(
     fresh = trainer()
     checkpoint.load(fresh, tmp_path / "saved")
     assert fresh.done == PLAN.steps
+
+
+# --- damage, other runs, other writers ------------------------------------------------------------
+
+MADE = {"recipe": "toy", "shape": "line", "data": "f00d"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoint.save(run_to(trainer(), 3), folder, MADE)
+    return folder
+
+
+def test_every_flipped_bit_is_found(saved, tmp_path):
+    """In the header, in the record, in the numbers: each is refused, with the file's name."""
+    whole = (saved / checkpoint.FILE).read_bytes()
+    path = tmp_path / checkpoint.FILE
+    for place in range(0, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=rf"{path} is damaged.*; start without --resume"):
+            checkpoint.load(trainer(), tmp_path, MADE)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_named(saved, tmp_path, part):
+    whole = (saved / checkpoint.FILE).read_bytes()
+    (tmp_path / checkpoint.FILE).write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(ValueError, match=f"{checkpoint.FILE} is damaged"):
+        checkpoint.load(trainer(), tmp_path, MADE)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"record": "{}"}, {"record": "{", "sha256": "0"}])
+def test_another_safetensors_file_is_not_a_checkpoint(tmp_path, metadata):
+    save_file({"a": torch.zeros(3)}, tmp_path / checkpoint.FILE, metadata)
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+        checkpoint.load(trainer(), tmp_path, MADE)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_another_run_is_refused_by_name(saved, name):
+    match = f"{name} is 'other'; the run in .* has '{MADE[name]}': pass the same"
+    with pytest.raises(ValueError, match=match):
+        checkpoint.load(trainer(), saved, MADE | {name: "other"})
+
+
+def test_other_shapes_are_refused(saved):
+    other = trainer()
+    other.weights[0] = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"has no weight.0 of shape \(2, 2\)"):
+        checkpoint.load(other, saved, MADE)
+
+
+def test_a_fresh_start_sets_the_old_state_aside(saved, tmp_path):
+    shutil.copytree(saved, folder := tmp_path / "again")
+    checkpoint.set_aside(folder)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        checkpoint.load(trainer(), folder, MADE)
+    assert (folder / checkpoint.EARLIER).read_bytes() == (saved / checkpoint.FILE).read_bytes()
+
+
+def test_a_disk_that_is_full_is_an_error_with_a_name_and_keeps_the_old(saved, tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; "
+        "from tests.training.test_checkpoint import *; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); "
+        "checkpoint.save(trainer(), Path(sys.argv[1]))"
+    )
+    shutil.copytree(saved, folder := tmp_path / "full")
+    argv = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.rstrip().splitlines()[-1].startswith("OSError: ")
+    assert "state.safetensors" in done.stderr.splitlines()[-1]
+    assert [path.name for path in folder.iterdir()] == [checkpoint.FILE]
+    checkpoint.load(trainer(), folder, MADE)
+
+
+def test_a_second_writer_is_refused_while_the_first_runs(tmp_path):
+    with checkpoint.writing(tmp_path / "c"):
+        with pytest.raises(ValueError, match=rf"written by process {os.getpid()} of .* since "):  # noqa: SIM117
+            with checkpoint.writing(tmp_path / "c"):
+                pass
+        assert (tmp_path / "c" / checkpoint.LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
+    with checkpoint.writing(tmp_path / "c"):
+        pass
+
+
+@pytest.mark.parametrize("left", ["ended", "recycled", "half"])
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path, left):
+    lock = tmp_path / checkpoint.LOCK
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    number = ended.pid if left == "ended" else os.getpid()  # in a container, numbers come again
+    lock.write_text("{" if left == "half" else json.dumps({"process": number, "host": NODE}))
+    if left != "ended":
+        os.utime(lock, (0, 0))
+    with checkpoint.writing(tmp_path):
+        assert json.loads(lock.read_text())["process"] == os.getpid()
+
+
+def test_a_lock_of_another_computer_is_respected(tmp_path):
+    (tmp_path / checkpoint.LOCK).write_text(json.dumps({"process": 1, "host": "elsewhere"}))
+    with pytest.raises(ValueError, match="of elsewhere"), checkpoint.writing(tmp_path):
+        pass
+
+
+def test_a_fingerprint_is_of_what_is_read(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        (tmp_path / name / "annotations" / "x.json").write_text("{}")
+        (tmp_path / name / "1.png").write_bytes(b"123")
+    first = checkpoint.fingerprint(tmp_path / "a")
+    assert checkpoint.fingerprint(tmp_path / "b") == first
+    (tmp_path / "b" / "annotations" / "x.json").write_text("[]")
+    second = checkpoint.fingerprint(tmp_path / "b")
+    (tmp_path / "b" / "2.png").write_bytes(b"1")
+    assert len({first, second, checkpoint.fingerprint(tmp_path / "b")}) == 3

@@ -3,12 +3,15 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch.testing import assert_close
 
-from spatext_lab.training.loop import Plan, Trainer
+from spatext_lab.training.loop import Trainer, noise_and_times
+from spatext_lab.training.plan import Plan, device_of
 from tests.training import toy
 
 PLAN = Plan(steps=30, lr=0.02, warmup=5, seed=3)
@@ -147,3 +150,52 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(bad):
         list(run.run())
     assert run.done == 4
     assert all(torch.isfinite(weight).all() for weight in run.weights)
+
+
+# --- what is drawn, and where ---------------------------------------------------------------------
+
+
+def test_noise_and_times_are_the_generators_next_numbers():
+    scheduler = DDIMScheduler(num_train_timesteps=10)
+    ours, plain = (torch.Generator().manual_seed(4) for _ in range(2))
+    noise, t = noise_and_times(torch.zeros(6, 2, 3), scheduler, ours)
+    assert torch.equal(noise, torch.randn(6, 2, 3, generator=plain))
+    assert torch.equal(t, torch.randint(0, 10, (6,), generator=plain))
+    many = noise_and_times(torch.zeros(2000, 1), scheduler, ours)[1]
+    assert set(many.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "device"),
+    [
+        ("auto", False, "cpu"),
+        ("auto", True, "cuda"),
+        ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_the_device_that_a_name_stands_for(monkeypatch, name, gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert device_of(name) == device
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU here; pass --device auto"):
+        trainer_on("cuda")
+    with pytest.raises(ValueError, match="device is 'gpu'; there are auto, cpu, cuda"):
+        device_of("gpu")
+
+
+def trainer_on(device: str) -> Trainer:
+    job = toy.make(PLAN)
+    return Trainer(job.module, job.loss_at, PLAN, device)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"steps": 10**400}, {"seed": -1}, {"seed": 2**64}]
+)
+def test_a_plan_out_of_range_is_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"{name} is .*; pass a whole number, [01] to \d+$"):
+        replace(PLAN, **change)

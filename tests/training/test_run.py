@@ -3,6 +3,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from spatext_lab import zoo
 from spatext_lab.cli.parser import build_parser
 from spatext_lab.training import checkpoint, recipes
 from spatext_lab.training import run as run_module
-from spatext_lab.training.card import write_card
-from spatext_lab.training.loop import Plan, Trainer
-from spatext_lab.training.run import run
+from spatext_lab.training.loop import Trainer
+from spatext_lab.training.plan import Plan
+from spatext_lab.training.run import card, run
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
@@ -116,8 +119,8 @@ def test_resuming_gives_the_files_of_an_unbroken_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
     make = toy.make
 
-    def breaks(plan, device):
-        job = make(plan, device)
+    def breaks(plan, device, **given):
+        job = make(plan, device, **given)
 
         def loss_at(step, generator):
             if step == 9:
@@ -126,7 +129,7 @@ def test_resuming_gives_the_files_of_an_unbroken_run(tmp_path, monkeypatch):
 
         return type(job)(job.module, loss_at, job.save, job.plan, job.data)
 
-    module = sys.modules[f"{recipes.__name__}.toy"]
+    module = toy
     monkeypatch.setattr(module, "make", breaks)
     with pytest.raises(KeyboardInterrupt):
         run("toy", steps=20, out=tmp_path / "parts", device="cpu")
@@ -139,7 +142,7 @@ def test_resuming_gives_the_files_of_an_unbroken_run(tmp_path, monkeypatch):
 
 def test_resuming_under_another_plan_is_refused(tmp_path):
     run("toy", steps=6, out=tmp_path / "toy", device="cpu")
-    with pytest.raises(ValueError, match="plan is"):
+    with pytest.raises(ValueError, match=r"steps is 7; the run in .* has 6"):
         run("toy", steps=7, out=tmp_path / "toy", device="cpu", resume=True)
 
 
@@ -158,29 +161,146 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
     ("arguments", "message"),
     [
         ({"name": "toys"}, r"recipe is 'toys'; there are autoencoder, .*judge"),
-        ({"name": "toy", "steps": 0}, "steps is 0; give at least 1"),
+        ({"name": "toy", "steps": 0}, "steps is 0; pass a whole number, 1 to 1000000000"),
+        ({"name": "toy", "seed": 2**64}, "seed is 1844.*; pass a whole number, 0 to 4294967295"),
         (
-            {"name": "toy", "data": Path("coco")},
-            "data is coco; toy takes none, these do: spatext, reco",
+            {"name": "judge", "slope": 3.0},
+            "slope is 3.0; judge has no such option, these have: toy",
         ),
-        (
-            {"name": "toy", "base": "pocket"},
-            "base is pocket; toy takes none, these do: text-to-image",
-        ),
+        ({"name": "toy", "hue": 3}, "hue is 3; toy has no such option, nor has any other recipe"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(**arguments, out=tmp_path / "toy")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cards_command_can_be_typed(tmp_path):
+def test_a_gpu_that_is_not_there_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU here; pass --device auto"):
+        run("toy", steps=3, out=tmp_path / "toy", device="cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- whose run, whose folder ----------------------------------------------------------------------
+
+
+def folder(path: Path, files: int) -> Path:
+    path.mkdir()
+    for number in range(files):
+        (path / f"{number}.json").write_text("{}")
+    return path
+
+
+def test_another_runs_checkpoint_is_never_resumed(tmp_path):
+    """A run is finished; what is resumed into its folder must be that run."""
+    one, two = folder(tmp_path / "one", 1), folder(tmp_path / "two", 2)
+    given = {"steps": 6, "out": tmp_path / "toy", "device": "cpu"}
+    run("toy", data=one, slope=2.0, **given)
+    for change in ({"data": two}, {"data": None}, {"slope": 1.0}, {"shape": "bend"}):
+        (name,) = change
+        with pytest.raises(ValueError, match=rf"{name} is .*; the run in .* has "):
+            run("toy", **{"data": one, "slope": 2.0} | change, **given, resume=True)
+    moved = one.rename(tmp_path / "moved")  # the same data at another path is the same data
+    run("toy", data=moved, slope=2.0, shape="line", **given, resume=True)
+
+
+def test_a_stop_before_the_first_checkpoint_cannot_deliver_an_older_model(tmp_path, monkeypatch):
+    given = {"steps": 6, "out": tmp_path / "toy", "device": "cpu"}
+    run("toy", slope=2.0, **given)
+
+    def stop(self):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", stop)
+        with pytest.raises(KeyboardInterrupt, match="after step 0; before the first checkpoint"):
+            run("toy", slope=3.0, **given)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint; start without --resume"):
+        run("toy", slope=3.0, **given, resume=True)
+
+
+def test_a_stop_says_from_where_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
+    trained = Trainer.run
+
+    def stop(self):
+        for step in trained(self):
+            yield step
+            if step.index == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", stop)
+    with pytest.raises(KeyboardInterrupt, match="after step 3; --resume continues after step 3"):
+        run("toy", steps=6, out=tmp_path / "toy", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["README.md", "another recipe's", "a broken card", "a file"])
+def test_what_is_not_a_model_of_this_recipe_is_not_overwritten(tmp_path, kind):
+    out = tmp_path / "notes"
+    if kind == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "README.md").write_text("mine")
+        cards = {"another recipe's": '{"recipe": "judge"}', "a broken card": "["}
+        (out / "card.json").write_text(cards.get(kind, "{}"))
+    before = sorted(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    with pytest.raises(ValueError, match="is not a model of the recipe toy: pass a new folder"):
+        run("toy", steps=3, out=out, device="cpu")
+    assert sorted(p.read_text() for p in tmp_path.rglob("*") if p.is_file()) == before
+
+
+def test_a_model_is_replaced_as_a_whole_and_sealed(tmp_path):
+    out = run("toy", steps=3, out=tmp_path / "toy", device="cpu")
+    (out / "README.md").write_text("read and changed by its owner")
+    (out / "extra").mkdir()
+    (out / "extra" / "notes.txt").write_text("mine")
+    (out / "table.md").write_text("| a |")
+    assert zoo.verify(out) == []
+    first = weights(out)
+    run("toy", steps=6, out=out, device="cpu")
+    assert zoo.verify(out) == []
+    assert not torch.equal(weights(out)["first.weight"], first["first.weight"])
+    assert (out / "extra" / "notes.txt").read_text() == "mine"
+    assert "## Table\n\n| a |" in (out / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy", "toy.checkpoint"]
+    flipped = bytearray((out / "line.safetensors").read_bytes())
+    flipped[-3] ^= 1
+    (out / "line.safetensors").write_bytes(flipped)
+    assert any("line.safetensors is damaged" in problem for problem in zoo.verify(out))
+
+
+def test_a_save_that_fails_leaves_the_older_model(tmp_path, monkeypatch):
+    out = run("toy", steps=3, out=tmp_path / "toy", device="cpu")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(place):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(zoo, "seal", full)
+    with pytest.raises(SafetensorError):
+        run("toy", steps=6, out=out, device="cpu")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy", "toy.checkpoint"]
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path):
+    out = tmp_path / "toy"
+    with checkpoint.writing(tmp_path / "toy.checkpoint"):
+        with pytest.raises(ValueError, match=r"toy.checkpoint is written by process \d+ of"):
+            run("toy", steps=3, out=out, device="cpu")
+    run("toy", steps=3, out=out, device="cpu")
+
+
+def test_a_cards_command_can_be_typed():
     """The command line of a card is read by the parser that it was typed for."""
-    given = {"base": "reco", "variant": "after", "aided": True, "relearn": True, "bins": 16}
-    facts = {"recipe": "reco", "use": "u", "data": "d", "given": given, "final_loss": 0.1}
+    given = {"shape": "bend", "slope": 2.5, "steep": True, "axes": ["x axis", "y"]}
+    facts = {"recipe": "toy", "use": "u", "data": "d", "given": given, "final_loss": 0.1}
     facts |= {"plan": {"seed": 3, "steps": 12}, "seconds": 60, "hardware": "h", "versions": {}}
-    write_card(tmp_path, facts)
-    (line,) = re.findall(r"Made by `spatext-lab (.+)` in", (tmp_path / "README.md").read_text())
-    args = build_parser().parse_args(line.split())
-    assert (args.recipe, args.seed, args.steps) == ("reco", 3, 12)
+    (line,) = re.findall(r"Made by `spatext-lab (.+)` in", card(facts, []))
+    args = build_parser().parse_args(shlex.split(line))
+    assert (args.recipe, args.seed, args.steps) == ("toy", 3, 12)
     assert {name: getattr(args, name) for name in given} == given

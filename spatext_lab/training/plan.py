@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long, how fast and where to train."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Device = Literal["auto", "cpu", "cuda"]
+LAST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to learn. Raises ValueError for steps or a seed out of range."""
+
+    steps: int  # optimiser steps
+    lr: float  # the highest learning rate
+    warmup: int = 100  # steps of linear warm-up, then half a cosine down to zero
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # maximum norm of the gradient
+    ema_decay: float = 0.999  # of the moving average, at most; it warms up as (1 + i) / (10 + i)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("steps", 1, 10**9), ("seed", 0, LAST_SEED)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r:.40}; pass a whole number, {least} to {most}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, a pure function of its number."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def device_of(name: str) -> str:
+    """The device that a name stands for: "cuda" or "cpu"; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: an unknown name, or "cuda" where torch finds no GPU.
+    """
+    import torch
+
+    if name not in get_args(Device):
+        raise ValueError(f"device is {name!r:.40}; there are {', '.join(get_args(Device))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no GPU here; pass --device auto")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
