@@ -17,18 +17,22 @@ evaluator (j-min/DallEval; colour from its first version), of which this was wro
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from spatext_lab import zoo
+from spatext_lab.datasets.pocket import COLOURS, KINDS
 from spatext_lab.datasets.pocket.paintskills import (
     SKILLS,
     SPLITS,
     SkillItem,
     SkillPrompt,
+    Thing,
     skill_item,
 )
+from spatext_lab.datasets.published_paintskills import FOLDERS, read_paintskills
 from spatext_lab.evaluation.boxes import Detection, detections
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
@@ -45,7 +49,7 @@ _BATCH = 16
 class SkillTask:
     """A prompt as a method is given it."""
 
-    item: SkillItem
+    item: SkillPrompt
 
     @property
     def scene(self) -> Scene:
@@ -114,35 +118,91 @@ def evaluate_skills(
     seed: int = 0,
     model: str = "pocket",
     skills: Sequence[str] = SKILLS,
+    published: Path | None = None,
 ) -> dict:
-    """How often `method` does what the first `prompts` validation prompts of each skill ask for.
+    """How often a method does what the prompts of each skill ask for.
 
-    method: a name in METHODS; "true" and "autoencoder" give the ceilings that the judge sets.
-    model: as in `report.evaluate`; the judge is always the shipped one.
+    Args:
+        method: a name in METHODS; "true" and "autoencoder" give the ceilings that the judge sets.
+        prompts: how many of each skill, the first ones.
+        seed: of the first image.
+        model: as in `report.evaluate`; the judge is always the shipped one.
+        skills: some of SKILLS.
+        published: a file of the published PaintSkills, ROOT/count/scenes/count_val.json, whose
+            prompts are used in place of the pocket world's; those that ask for a kind or a colour
+            that the judge does not know are left out and counted.
 
-    Returns method, prompts, seed, settings, and for each skill its accuracy in [0, 1] under its
-    name and a 95 % interval under its name with `_95`.
-    Raises ValueError for an unknown method or skill, for a method that draws from true segments,
-    and for more prompts than a skill has or fewer than 1; and what reading the model raises.
+    Returns:
+        method, prompts, seed, settings, and for each skill its accuracy in [0, 1] under its name
+        and a 95 % interval under its name with `_95`; for a published file, `left_out` too.
+
+    Raises:
+        ValueError: an unknown method or skill, a method that needs true segments (or, for published
+            prompts, true images), more prompts than a skill has or fewer than 1, and a file with no
+            prompt that the judge could answer; and what reading the model or the file raises.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; there are {', '.join(METHODS)}")
     if method == "true-vectors":
         raise ValueError(f"method is {method!r}, which needs true segments; a skill gives boxes")
-    for skill in skills:
-        if skill not in RULES:
-            raise ValueError(f"skill is {skill!r}; there are {', '.join(RULES)}")
-        if not 1 <= prompts <= SPLITS[skill]["val"]:
-            raise ValueError(f"prompts is {prompts}; {skill} has 1 to {SPLITS[skill]['val']}")
+    if published is not None:
+        if method in ("true", "autoencoder"):
+            raise ValueError(f"method is {method!r}; published prompts have no true images")
+        if prompts < 1:
+            raise ValueError(f"prompts is {prompts}; pass at least 1")
+        items, left_out = published_items(published)
+        chosen = {items[0].skill: items[:prompts]}
+    else:
+        chosen, left_out = {skill: _pocket_items(skill, prompts) for skill in skills}, None
     draw = METHODS[method].drawer(model)
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
     report = {"method": method, "prompts": prompts, "seed": seed}
-    for skill in skills:
-        todo = [SkillTask(skill_item(skill, "val", index)) for index in range(prompts)]
+    if left_out is not None:
+        report |= {"prompts": len(items[:prompts]), "left_out": left_out}
+    for skill, items in chosen.items():
+        todo = [SkillTask(item) for item in items]
         right = _answers(todo, drawn(draw, todo, seed, f"{method}, {skill}"), judge)
         report[skill] = round(float(np.mean(right)), 4)
-        report[f"{skill}_95"] = [round(x, 4) for x in bootstrap(right, range(prompts))]
+        report[f"{skill}_95"] = [round(x, 4) for x in bootstrap(right, range(len(right)))]
     return report | {"settings": METHODS[method].settings}
+
+
+def _pocket_items(skill: str, prompts: int) -> list[SkillItem]:
+    """The first validation prompts of a skill in the pocket world."""
+    if skill not in RULES:
+        raise ValueError(f"skill is {skill!r}; there are {', '.join(RULES)}")
+    if not 1 <= prompts <= SPLITS[skill]["val"]:
+        raise ValueError(f"prompts is {prompts}; {skill} has 1 to {SPLITS[skill]['val']}")
+    return [skill_item(skill, "val", index) for index in range(prompts)]
+
+
+def published_items(file: Path) -> tuple[list[SkillPrompt], int]:
+    """The prompts of a published scene file that the judge can answer, and how many it cannot.
+
+    Args:
+        file: in the published layout, ROOT/count/scenes/count_val.json.
+
+    Raises:
+        FileNotFoundError, ValueError: what `read_paintskills` raises, a path that is not of this
+            form, and a file with no prompt that the judge could answer.
+    """
+    name, _, split = file.stem.rpartition("_")
+    skill = {folder: skill for skill, folder in FOLDERS.items()}.get(name, name)
+    layout = (f"{name}_{split}.json", "scenes", name)
+    if (file.name, file.parent.name, file.parent.parent.name) != layout or skill not in SKILLS:
+        raise ValueError(f"prompts is {file}; pass ROOT/count/scenes/count_val.json, or its likes")
+    found = read_paintskills(file.parents[2], skill, split)
+    kept = [one for one in found if all(map(_can_be_judged, one.things))]
+    if not kept:
+        raise ValueError(
+            f"{file}: none of the {len(found)} prompts asks for what the judge knows: "
+            f"{', '.join(KINDS)}, in {', '.join(COLOURS)}"
+        )
+    return kept, len(found) - len(kept)
+
+
+def _can_be_judged(thing: Thing) -> bool:
+    return thing.kind in KINDS and thing.colour in (None, *COLOURS)
 
 
 def _answers(todo: Sequence[SkillTask], images: Sequence[Image.Image], judge: Judge) -> list[bool]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmenters: pictures whose scene is known, and a real Mask2Former, tiny, through the disk."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,13 @@ from transformers import (
 )
 
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.evaluation.segmenters import MIN_AREA, PanopticSegmenter, PocketSegmenter
+from spatext_lab.evaluation.segmenters import (
+    MIN_AREA,
+    PanopticSegmenter,
+    PocketSegmenter,
+    read_photo,
+    segmenter_named,
+)
 from spatext_lab.scene import Scene
 
 
@@ -104,5 +113,63 @@ def test_a_mask2former_from_the_disk(folder, monkeypatch):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json; give a segmenter's folder"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json; pass a segmenter's folder"):
         PanopticSegmenter(tmp_path)
+
+
+# --- by name, from files --------------------------------------------------------------------------
+
+
+def test_segmenters_by_name(folder, monkeypatch, tmp_path):
+    assert isinstance(segmenter_named("judge"), PocketSegmenter)
+    assert isinstance(segmenter_named(str(folder)), PanopticSegmenter)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="segmenter is 'mask2former'; pass judge, or a"):
+        segmenter_named("mask2former")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mask2former").symlink_to(folder)
+    assert isinstance(segmenter_named("mask2former"), PanopticSegmenter)
+
+
+def damage_weights(place):
+    (place / "model.safetensors").write_bytes(b"half")
+
+
+def damage_config(place):
+    (place / "config.json").write_text("{")
+
+
+def another_model(place):
+    (place / "config.json").write_text('{"model_type": "bert"}')
+
+
+def remote_code(place):
+    config = json.loads((place / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "own.py").write_text("raise SystemExit('executed')")
+
+
+@pytest.mark.parametrize("harm", [damage_weights, damage_config, another_model, remote_code])
+def test_a_folder_that_is_no_segmenter_is_named(folder, tmp_path, harm):
+    shutil.copytree(folder, place := tmp_path / "model")
+    harm(place)
+    with pytest.raises((ValueError, OSError), match="cannot be read as a segmenter"):
+        segmenter_named(str(place))
+
+
+def test_photos_are_upright(tmp_path):
+    lying = Image.new("RGB", (8, 4), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    lying.save(tmp_path / "phone.jpg", exif=exif)
+    assert read_photo(tmp_path / "phone.jpg").size == (4, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"text", b"\xff\xd8\xff\xe0half"])
+def test_what_is_no_image_is_named(tmp_path, content):
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"photo.png cannot be read as an image"):
+        read_photo(tmp_path / "photo.png")
+    with pytest.raises(FileNotFoundError):
+        read_photo(tmp_path / "nowhere.png")

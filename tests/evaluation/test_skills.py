@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PaintSkills' rules: on detections written down by hand, and on pictures that are known."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -259,3 +261,64 @@ def test_what_there_is_not_is_refused(arguments, message):
 
 def test_there_is_a_rule_for_every_skill():
     assert tuple(skills.RULES) == SKILLS
+
+
+# --- published prompts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The pocket world's count prompts as the published archive has them, and a prompt of a bus."""
+    scenes, annotations, images = [], [], []
+    for index in range(8):
+        item = skill_item("count", "val", index)
+        things = [(t.kind, [64 * t.box[0], 64 * t.box[1]], t.box) for t in item.things]
+        if index == 5:
+            things = [("bus", [0, 0], (0, 0, 1, 1))]
+        objects = [{"shape": kind, "color": "plain", "relation": None} for kind, _, _ in things]
+        name = f"count_val_{index:05}"
+        scenes.append({"id": name, "text": item.prompt, "objects": objects})
+        images.append({"id": index, "width": 64, "height": 64})
+        for _, corner, (x0, y0, x1, y1) in things:
+            bbox = [*corner, 64 * (x1 - x0), 64 * (y1 - y0)]
+            annotations.append({"image_id": index, "bbox": bbox})
+    (tmp_path / "count" / "scenes").mkdir(parents=True)
+    file = tmp_path / "count" / "scenes" / "count_val.json"
+    file.write_text(json.dumps({"data": scenes}))
+    boxes = json.dumps({"images": images, "annotations": annotations})
+    (tmp_path / "count" / "count_val_bounding_boxes.json").write_text(boxes)
+    return file
+
+
+def test_published_prompts_are_asked_and_judged(monkeypatch, published):
+    def draw(todo, seed):
+        items = [skill_item("count", "val", task.item.index) for task in todo]
+        assert [t.item.prompt for t in todo] == [item.prompt for item in items]
+        assert [len(t.scene.regions) for t in todo] == [len(item.things) for item in items]
+        return [Image.fromarray(item.image) for item in items]
+
+    monkeypatch.setitem(METHODS, "spy", method(draw))
+    report = evaluate_skills("spy", published=published)
+    assert report["count"] == evaluate_skills("true", prompts=8, skills=("count",))["count"] == 1
+    assert (report["prompts"], report["left_out"]) == (7, 1)  # the judge knows no bus
+    assert evaluate_skills("spy", prompts=2, published=published)["prompts"] == 2
+    for name in ("true", "autoencoder"):
+        with pytest.raises(ValueError, match="published prompts have no true images"):
+            evaluate_skills(name, published=published)
+
+
+def test_published_prompts_that_cannot_be_judged(published):
+    scenes = json.loads(published.read_text())["data"]
+    for scene in scenes:
+        for thing in scene["objects"]:
+            thing["shape"] = "bus"
+    published.write_text(json.dumps({"data": scenes}))
+    with pytest.raises(ValueError, match=r"none of the 8 prompts asks .* ball, .* in red,"):
+        evaluate_skills("text", published=published)
+    other = published.with_name("prompts.json")
+    with pytest.raises(ValueError, match=r"pass ROOT/count/scenes/count_val.json"):
+        evaluate_skills("text", published=other)
+    with pytest.raises(FileNotFoundError, match=r"count_train.json is missing"):
+        evaluate_skills("text", published=published.with_name("count_train.json"))
+    with pytest.raises(ValueError, match="prompts is 0; pass at least 1"):
+        evaluate_skills("text", prompts=0, published=published)

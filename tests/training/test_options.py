@@ -87,4 +87,4 @@ def test_a_flag_is_written_once(capsys, monkeypatch, tmp_path):
     argv = "train toy --slope 2.5 --shape bend --axes x y --steep --steps 3 --device cpu"
     with pytest.raises(ZeroDivisionError):
         parser.main([*argv.split(), "--out", str(tmp_path / "o")])
-    assert calls == [{"slope": 2.5, "shape": "bend", "axes": ["x", "y"], "steep": True}]
+    assert calls == [{"slope": 2.5, "shape": "bend", "axes": ("x", "y"), "steep": True}]

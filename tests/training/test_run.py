@@ -289,9 +289,9 @@ def test_a_save_that_fails_leaves_the_older_model(tmp_path, monkeypatch):
 
 def test_two_runs_into_one_folder_are_refused(tmp_path):
     out = tmp_path / "toy"
-    with checkpoint.writing(tmp_path / "toy.checkpoint"):
-        with pytest.raises(ValueError, match=r"toy.checkpoint is written by process \d+ of"):
-            run("toy", steps=3, out=out, device="cpu")
+    said = pytest.raises(ValueError, match=r"toy.checkpoint is written by process \d+ of")
+    with checkpoint.writing(tmp_path / "toy.checkpoint"), said:
+        run("toy", steps=3, out=out, device="cpu")
     run("toy", steps=3, out=out, device="cpu")
 
 
