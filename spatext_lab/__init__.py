@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spatext_lab: learn how text-to-image diffusion can be told *what* goes *where*.
+"""spatext_lab: how to condition text-to-image diffusion on *what* goes *where*.
 
     from spatext_lab import Region, Scene, SpaTextPipeline, zoo
 
     scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
-    picture = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))(scene, seed=0)
+    pipeline = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
+    image = pipeline(scene, seed=0).images[0]
 
 The names below are loaded when first used, so that `import spatext_lab` costs next to nothing.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Before anything imports tqdm, which reads it: progress bars of any library wait for two seconds.
+os.environ.setdefault("TQDM_DELAY", "2")
 
 __version__ = "0.2.0.dev0"
 

@@ -1,30 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP as two functions: a text becomes a vector, a picture or a segment of one becomes a vector.
+"""CLIP: a text, or an image or a segment of one, becomes a unit embedding.
 
-The network is an `open_clip` model in open_clip's own folder layout; a tokenizer in
-transformers' layout lies in the same folder, as open_clip expects it.
+The network is an `open_clip` model in open_clip's own folder layout. A small CLIP has its tokenizer
+in the same folder, in transformers' layout; the published ones use open_clip's.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from warnings import warn
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Bool, Float
-from safetensors.torch import save_file
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 CONFIG_NAME, WEIGHTS_NAME = "open_clip_config.json", "open_clip_model.safetensors"
+# Of open_clip's settings the ones that are plain numbers; others load further models or run code.
+_MODEL_KEYS = {
+    "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
+    "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "hf_tokenizer_name"},
+}
+_clean = get_clean_fn("whitespace")
 
 
 # SpaText, arXiv 2211.14305, section 3.1 and figure 3: "a tight square crop", black outside
 def segment_crop(
     image: Float[Tensor, "3 H W"], mask: Bool[Tensor, "H W"], size: int
 ) -> Float[Tensor, "3 size size"]:
-    """The tight square around a segment, pixels outside the segment black, resized to `size`.
+    """The tight square around a segment, resized to `size`; black outside the segment.
 
-    image: values in [0, 1]. Where the square reaches over the picture's edge it is black too.
-    Raises ValueError for an empty mask.
+    Args:
+        image: values in [0, 1]. Where the square reaches over the image's edge it is black too.
+        mask: True inside the segment.
+        size: side of the crop in pixels.
+
+    Raises:
+        ValueError: for an empty mask.
     """
     if not mask.any():
         raise ValueError("mask is empty; a segment needs at least one pixel")
@@ -39,79 +58,154 @@ def segment_crop(
     return F.interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
 
 
-class Clip:
-    """An open_clip model and its tokenizer; all vectors that leave have length 1."""
+def truncated(tokenizer: CLIPTokenizer | SimpleTokenizer, text: str, length: int) -> str:
+    """The end of a text that a text encoder of `length` tokens does not read; "" for most texts."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return tokenizer.decode(tokenizer.encode(text)[length - 2 :]).strip()
+    text = _clean(text)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    beyond = spans.offset_mapping[length - 2 :]
+    return text[beyond[0][0] :].strip() if beyond else ""
 
-    def __init__(self, model: torch.nn.Module, tokenizer, config: dict) -> None:
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+
+def hidden_states(
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    texts: Sequence[str],
+    device: torch.device | str,
+) -> Float[Tensor, "b l c"]:
+    """The last hidden states of CLIP's text transformer, padded to the l tokens that it reads.
+
+    These condition a text-to-image U-Net through cross-attention. Longer texts are truncated, with
+    a warning that says where.
+    """
+    limit = tokenizer.model_max_length
+    tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+    for text, encoding in zip(texts, tokens.encodings, strict=True):
+        if encoding.overflowing:
+            warn(
+                f"caption is longer than the {limit} tokens that the text encoder reads: "
+                f"{truncated(tokenizer, text, limit)!r:.80} is truncated; shorten it",
+                stacklevel=5,
+            )
+    return text_encoder(tokens.input_ids.to(device)).last_hidden_state
+
+
+class Clip(ModelMixin):
+    """An open_clip model with its tokenizer; embeddings have length 1.
+
+    Args:
+        model: the network, `open_clip.model.CLIP`.
+        tokenizer: a `CLIPTokenizer` of transformers, or open_clip's own `SimpleTokenizer`.
+        config: the content of `open_clip_config.json`.
+    """
+
+    def __init__(self, model: CLIP, tokenizer, config: dict) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.settings = model, tokenizer, config
+        # tokens of a text that the network reads, begin and end included
+        self.context_length = config["model_cfg"]["text_cfg"]["context_length"]
+        self.eval()
 
     @property
-    def width(self) -> int:
-        """Dimension of the joint space of pictures and texts."""
-        return self.config["model_cfg"]["embed_dim"]
+    def embedding_dim(self) -> int:
+        """Dimension of the joint space of images and texts."""
+        return self.settings["model_cfg"]["embed_dim"]
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture that the network reads, in pixels."""
-        return self.config["model_cfg"]["vision_cfg"]["image_size"]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network's weights are."""
-        return next(self.model.parameters()).device
-
-    def to(self, device: torch.device | str) -> "Clip":
-        """The same CLIP, its weights moved."""
-        self.model.to(device)
-        return self
+        """Side of the square image that the network reads, in pixels."""
+        return self.settings["model_cfg"]["vision_cfg"]["image_size"]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Clip":
-        """Reads an open_clip folder. Raises FileNotFoundError where there is none."""
-        import open_clip
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_
+    ) -> "Clip":
+        """Reads an open_clip folder; safetensors only, and nothing in it is executed.
 
-        if not (Path(folder) / CONFIG_NAME).is_file():
-            raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}; give an open_clip folder")
-        config = json.loads((Path(folder) / CONFIG_NAME).read_text())
-        name = f"local-dir:{folder}"
-        return cls(open_clip.create_model(name), open_clip.get_tokenizer(name), config)
+        Args:
+            torch_dtype: precision of the weights; single by default.
 
-    def half(self) -> "Clip":
-        """The same CLIP, its weights in half precision."""
-        self.model.half()
-        return self
+        Raises:
+            FileNotFoundError: naming the file that is missing.
+            ValueError: naming a setting that would load or run something else.
+        """
+        folder = Path(folder)
+        config = json.loads(_existing(folder / CONFIG_NAME).read_text())
+        _check_settings(folder / CONFIG_NAME, config["model_cfg"])
+        parts = dict(config["model_cfg"])
+        text = dict(parts["text_cfg"])
+        if text.pop("hf_tokenizer_name", None):
+            _existing(folder / "tokenizer.json")
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = SimpleTokenizer(context_length=text["context_length"])
+        weights = load_file(_existing(folder / WEIGHTS_NAME))
+        model = CLIP(**parts | {"text_cfg": text})
+        model.load_state_dict(weights)
+        return cls(model.to(torch_dtype or torch.float32), tokenizer, config)
 
-    def float(self) -> "Clip":
-        """The same CLIP, its weights in single precision."""
-        self.model.float()
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads."""
+    def save_pretrained(self, folder: str | Path, **_) -> None:
+        """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(self.tokenizer, "save_pretrained"):  # CLIP's own needs no file
+        if isinstance(self.tokenizer, CLIPTokenizer):  # open_clip's own needs no file
             self.tokenizer.save_pretrained(folder)
-        weights = self.model.state_dict()
-        state = {k: v.cpu().contiguous() for k, v in weights.items()}
+        state = {k: v.cpu().contiguous() for k, v in self.model.state_dict().items()}
         save_file(state, folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_text(json.dumps(self.settings, indent=2) + "\n")
 
-    def text(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        """One unit vector per text."""
-        ids = self.tokenizer(texts).to(self.device)
-        return self.model.encode_text(ids, normalize=True)
+    @apply_forward_hook
+    def encode_text(self, texts: list[str]) -> Float[Tensor, "b d"]:
+        """One unit embedding per text; texts of more than `context_length` tokens are truncated."""
+        length = self.context_length
+        if isinstance(self.tokenizer, SimpleTokenizer):
+            ids = self.tokenizer(texts, length)
+        else:
+            fixed = {"max_length": length, "padding": "max_length", "truncation": True}
+            clean = [_clean(text) for text in texts]
+            ids = self.tokenizer(clean, return_tensors="pt", **fixed).input_ids
+        weight = self.model.ln_final.weight  # where the network is, also while it is offloaded
+        return self.model.encode_text(ids.to(weight.device), normalize=True)
 
-    def text_transformer(self, length: int):
-        """The text transformer as a `CLIPTextModel` of transformers, in single precision: a state
-        for each token where `text` gives one vector for all.
+    @apply_forward_hook
+    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """One unit embedding per image.
 
-        length: tokens that it is to read; beyond what CLIP has learned, its last position repeats.
-        The tokenizer must be one of transformers', as the pocket CLIP's is.
+        Args:
+            images: values in [0, 1], any size (resized to `image_size`).
         """
-        from transformers import CLIPTextConfig, CLIPTextModel
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        mean, std = (
+            torch.tensor(self.settings["preprocess_cfg"][key], device=images.device).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
+        scaled = ((images - mean) / std).to(self.model.ln_final.weight)
+        return self.model.encode_image(scaled, normalize=True)
 
-        shape, tokenizer = self.config["model_cfg"]["text_cfg"], self.tokenizer.tokenizer
+    def encode_segments(
+        self, images: Float[Tensor, "b 3 H W"], masks: Bool[Tensor, "b H W"]
+    ) -> Float[Tensor, "b d"]:
+        """One unit embedding per (image, segment): CLIP of the segment's crop on black.
+
+        Args:
+            images: values in [0, 1].
+            masks: True inside the segment; none may be empty.
+        """
+        pairs = zip(images, masks, strict=True)
+        crops = [segment_crop(image, mask, self.image_size) for image, mask in pairs]
+        return self.encode_images(torch.stack(crops).to(self.device))
+
+    def text_transformer(self, length: int) -> CLIPTextModel:
+        """The text transformer as transformers' `CLIPTextModel`: a hidden state for each token,
+        where `encode_text` gives one embedding for the whole text. Single precision; a copy.
+
+        Args:
+            length: tokens that it reads; beyond `context_length` its last position is repeated.
+        """
+        shape, tokenizer = self.settings["model_cfg"]["text_cfg"], self.tokenizer
         config = CLIPTextConfig(
             vocab_size=shape["vocab_size"],
             hidden_size=shape["width"],
@@ -126,46 +220,28 @@ class Clip:
             pad_token_id=tokenizer.pad_token_id,
         )
         model = CLIPTextModel(config)
-        model.load_state_dict(_renamed(self.model.float().state_dict(), shape["layers"], length))
+        model.load_state_dict(_renamed(self.model.state_dict(), shape["layers"], length))
         return model.eval()
 
-    def cut(self, text: str) -> str:
-        """The end of a text that is beyond what the text transformer reads; mostly empty."""
-        context = self.config["model_cfg"]["text_cfg"]["context_length"]
-        words = text.split()
-        for kept in range(len(words), 0, -1):
-            if self._length(" ".join(words[:kept])) <= context:
-                return " ".join(words[kept:])
-        return text
 
-    def _length(self, text: str) -> int:
-        """Tokens of a text with its begin and its end, not cut."""
-        tokenizer = getattr(self.tokenizer, "tokenizer", None)
-        if tokenizer is None:  # open_clip's own
-            return len(self.tokenizer.encode(text)) + 2
-        return len(tokenizer(text).input_ids)
-
-    def images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """One unit vector per picture; values in [0, 1], any size (resized to `image_size`)."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(self.config["preprocess_cfg"][key], device=images.device).view(3, 1, 1)
-            for key in ("mean", "std")
-        )
-        return self.model.encode_image((images - mean) / std, normalize=True)
-
-    def segments(
-        self, images: Float[Tensor, "b 3 H W"], masks: Bool[Tensor, "b H W"]
-    ) -> Float[Tensor, "b d"]:
-        """One unit vector per (picture, segment): CLIP of the segment's crop on black."""
-        pairs = zip(images, masks, strict=True)
-        crops = [segment_crop(image, mask, self.image_size) for image, mask in pairs]
-        return self.images(torch.stack(crops).to(self.device))
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; pass a complete open_clip folder")
+    return file
 
 
-# open_clip's name of a part of a layer, and transformers'
+def _check_settings(file: Path, settings: dict, where: str = "") -> None:
+    """Raises ValueError for a setting beyond `_MODEL_KEYS`, by its name."""
+    for key, value in settings.items():
+        if key not in _MODEL_KEYS[where]:
+            name = ".".join(filter(None, ("model_cfg", where, key)))
+            known = ", ".join(sorted(_MODEL_KEYS[where]))
+            raise ValueError(f"{file}: {name} is {value!r:.60}; settings read here are {known}")
+        if isinstance(value, dict):
+            _check_settings(file, value, key)
+
+
+# open_clip's name of a part of a layer -> transformers'
 _PARTS = {
     "attn.out_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
@@ -176,7 +252,7 @@ _PARTS = {
 
 
 def _renamed(weights: dict[str, Tensor], layers: int, length: int) -> dict[str, Tensor]:
-    """The weights of open_clip's text transformer by the names that transformers has for them."""
+    """The weights of open_clip's text transformer under transformers' names."""
     places = weights["positional_embedding"]
     named = {
         "embeddings.token_embedding.weight": weights["token_embedding.weight"],

@@ -2,6 +2,7 @@
 """Named models and where their files are; nothing is loaded whose checksum is wrong."""
 
 import hashlib
+import re
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
@@ -12,69 +13,64 @@ _POCKETS = tuple(place / "pocket" for place in _DATA)
 
 
 def shipped(name: str) -> Path:
-    """A file or folder of data/. Raises FileNotFoundError where it is not."""
+    """A file or folder of data/. Raises FileNotFoundError where it is missing."""
     for place in _DATA:
         if (place / name).exists():
             return place / name
     raise FileNotFoundError(f"{_DATA[0] / name} is missing: run `git checkout -- data`")
 
 
-def root(model: str = "pocket") -> Path:
-    """The folder of a model: "pocket", a name under ./models or the checkout's models/ (a notebook
-    runs elsewhere), or the path of a folder.
+def folder(model: str = "pocket", part: str = "") -> Path:
+    """The folder of a model, or of one of its parts; the part's files are checked.
 
-    All have the same layout; `models/sd15` is the classroom's: Stable Diffusion 1.5 in
-    `text-to-image`, OpenCLIP ViT-L/14 in `spatext/clip`.
-    Raises FileNotFoundError where there is no such folder.
+    Args:
+        model: "pocket", the shipped one; a name under ./models or the checkout's models/ (a
+            notebook runs elsewhere); or a path. All have the same layout: `models/sd15` is the
+            classroom's, with Stable Diffusion 1.5 in `text-to-image` and OpenCLIP ViT-L/14 in
+            `spatext/clip`. The folder of a single pipeline, as `train` writes it, is its own part.
+        part: "text-to-image", "spatext", "spatext/clip", "reco", "judge" ...; "" for the whole.
+
+    Raises:
+        FileNotFoundError: where the model or the part is missing.
+        ValueError: naming the file, for one whose checksum is wrong.
     """
-    own = (Path("models", model), _HERE.parent / "models" / model, Path(model))
-    places = _POCKETS if model == "pocket" else own
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileNotFoundError(
-        f"model is {model!r}; give 'pocket' or a model folder ({places[0]} does not exist)"
-    )
-
-
-def folder(model: str, part: str) -> Path:
-    """The folder of one part of a model ("text-to-image", "spatext", "judge"), checked.
-
-    Raises FileNotFoundError where the part is missing, ValueError for a damaged file, by name.
-    """
-    place = root(model)
+    places = _POCKETS
+    if model != "pocket":
+        places = (Path("models", model), _HERE.parent / "models" / model, Path(model))
+    place = next((place for place in places if place.is_dir()), None)
+    if place is None:
+        raise FileNotFoundError(
+            f"model is {model!r}; pass 'pocket' or a model folder ({places[0]} does not exist)"
+        )
+    if (place / "model_index.json").is_file() and "/" not in part:
+        part = ""
     if not (place / part).is_dir():
         raise FileNotFoundError(f"{place} has no folder {part!r}")
-    problems = verify(place)
-    if problems:
+    if problems := verify(place, part):
         raise ValueError("; ".join(problems))
     return place / part
 
 
-def part(model: str, name: str) -> Path:
-    """One pipeline's folder as `train` writes it, or its part of a whole model such as "pocket".
+def verify(place: Path | None = None, part: str = "") -> list[str]:
+    """What is wrong with a model's files, one sentence each; empty if all are as they were sealed.
 
-    Raises what `folder` raises.
+    Args:
+        place: the model's folder; the shipped one by default. A folder without SHA256SUMS has
+            nothing to check against.
+        part: check the files of this part only.
     """
-    return Path(model) if is_pipeline(model) else folder(model, name)
-
-
-def is_pipeline(model: str) -> bool:
-    """Whether this is the folder of one pipeline and not of a whole model."""
-    return (Path(model) / "model_index.json").is_file()
-
-
-def verify(place: Path | None = None) -> list[str]:
-    """What is wrong with a model's files, one sentence each; empty if all are as they were shipped.
-
-    A folder without SHA256SUMS (your own training, say) has nothing to check against.
-    """
-    place = place or root()
+    place = place or folder()
     if not (place / SUMS).is_file():
         return []
-    problems = []
-    for line in (place / SUMS).read_text().splitlines():
-        want, _, name = line.partition("  ")
+    problems, lines = [], (place / SUMS).read_text(errors="replace").splitlines()
+    if not lines:
+        return [f"{place / SUMS} is empty: {_remedy(place)}"]
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
+            return [f"{place / SUMS} is damaged (line {number}: {line!r:.60}): {_remedy(place)}"]
+        want, name = line[:64], line[66:]
+        if part and not name.startswith(f"{part}/"):
+            continue
         if not (place / name).is_file():
             problems.append(f"{place / name} is missing: {_remedy(place)}")
         elif _sha256(place / name) != want:

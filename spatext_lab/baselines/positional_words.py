@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positional words: a layout told in plain English, the baseline that ReCo is compared with."""
+"""Positional words: a layout in plain English, the baseline that ReCo is compared with."""
 
+from collections.abc import Sequence
+
+from spatext_lab.diffusion import Condition
 from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.position_tokens import TokenSequence
 from spatext_lab.scene import Scene
 from spatext_lab.scene.places import Box
 
-SMALL, LARGE = 1 / 300, 0.03  # area, as a part of the picture
+SMALL, LARGE = 1 / 300, 0.03  # area, as a fraction of the image
 LONG, TALL = 2.0, 0.5  # width by height
 _ACROSS, _DOWN = ("left", "center", "right"), ("top", "center", "bottom")
 
@@ -26,14 +30,26 @@ def place_words(box: Box) -> str:
 
 
 def positional_caption(scene: Scene) -> str:
-    """The caption, if there is one, and after it each region with its place and its text."""
-    said = [f"{place_words(region.box)}, {region.text}" for region in scene.regions]
-    return "; ".join([scene.caption, *said] if scene.caption else said)
+    """The caption, if there is one, followed by each region's position and text."""
+    parts = [f"{place_words(region.box)}, {region.text}" for region in scene.regions]
+    return "; ".join([scene.caption, *parts] if scene.caption else parts)
+
+
+def positional_scene(scene: Scene) -> Scene:
+    """The scene as one long caption without regions."""
+    return Scene(positional_caption(scene))
 
 
 class PositionalWordsPipeline(ReCoPipeline):
-    """Draws a scene whose layout is said in its caption: no new words, only room for more."""
+    """Samples images of scenes whose layout stands in the caption: no position tokens, only more
+    room for text."""
 
-    def spoken(self, scene: Scene) -> Scene:
-        """The scene as one long caption without regions."""
-        return Scene(positional_caption(scene))
+    def condition(
+        self, scenes: Sequence[Scene], negative_prompt: str | Sequence[str] | None = None
+    ) -> Condition:
+        """The condition of scenes, each as one long caption."""
+        return super().condition([positional_scene(scene) for scene in scenes], negative_prompt)
+
+    def tokens(self, scene: Scene) -> TokenSequence:
+        """The tokens of the long caption."""
+        return super().tokens(positional_scene(scene))

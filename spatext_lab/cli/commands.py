@@ -122,10 +122,10 @@ def sample(args: argparse.Namespace) -> int:
     kinds = (SpaTextPipeline, SpaTextPipeline, ReCoPipeline, TextToImagePipeline)
     parts = ("spatext", "spatext-pixel", "reco", "text-to-image")
     kind, part = dict(zip(SAMPLERS, zip(kinds, parts, strict=True), strict=True))[args.method]
-    settings = {"seed": args.seed, "steps": args.num_inference_steps}
+    settings = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
     settings |= {name: getattr(args, name) for name in ("guidance_scale", "region_guidance_scale")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    image = kind.from_pretrained(zoo.part(args.model, part))(asked, **settings)
+    image = kind.from_pretrained(zoo.folder(args.model, part))(asked, **settings).images[0]
     image.save(png := io.BytesIO(), format="PNG")
     _write(args.out, png.getvalue())
     return 0

@@ -221,8 +221,8 @@ def _models() -> str:
     from spatext_lab import zoo
 
     parts = [zoo.folder("pocket", part).name for part in ("text-to-image", "spatext", "judge")]
-    if not (zoo.root() / zoo.SUMS).is_file():  # one's own training has none, a shipped model has
-        raise FileNotFoundError(f"{zoo.root() / zoo.SUMS} is missing")
+    if not (zoo.folder() / zoo.SUMS).is_file():  # one's own training has none, a shipped model has
+        raise FileNotFoundError(f"{zoo.folder() / zoo.SUMS} is missing")
     return f"{', '.join(parts)}: there, and every sha256 agrees"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from spatext_lab import zoo
 from spatext_lab.scene import Scene
 
-PROFILES = {"pocket": "pocket", "classroom": "sd15"}  # the model of each, see `zoo.root`
+PROFILES = {"pocket": "pocket", "classroom": "sd15"}  # the model of each, see `zoo.folder`
 STEPS = 10  # of a picture, as the pipelines draw one if nothing else is said
 
 
@@ -25,7 +25,7 @@ class Profile:
 
     def expect(self, pipeline, pictures: int) -> str:
         """How long drawing so many pictures will take, from one guided step that is taken now."""
-        size, step = pipeline.picture_size, seconds_per_step(pipeline)
+        size, step = pipeline.image_size, seconds_per_step(pipeline)
         one = STEPS * step
         return (
             f"profile {self.name}, {size} x {size} pixels: on this {pipeline.device.type} a guided "
@@ -45,7 +45,7 @@ def start(name: str | None = None) -> Profile:
     name = name or os.environ.get("SPATEXT_PROFILE") or "pocket"
     model = PROFILES.get(name, name)
     try:
-        zoo.root(model)
+        zoo.folder(model)
     except FileNotFoundError as error:
         known = ", ".join(PROFILES)
         raise FileNotFoundError(f"profile is {name!r}; there are {known}. Its {error}") from None
@@ -54,7 +54,7 @@ def start(name: str | None = None) -> Profile:
 
 def seconds_per_step(pipeline) -> float:
     """Of the second step of a picture, for the first one pays for what is only done once."""
-    film = pipeline.stream(Scene("a house"), steps=STEPS)
+    film = pipeline.stream(Scene("a house"), num_inference_steps=STEPS)
     next(film)
     begin = time.perf_counter()
     next(film)

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The equations: the noise process, guidance, and what a denoiser is conditioned on."""
 
-from spatext_lab.diffusion.condition import Condition, drop_conditions
-from spatext_lab.diffusion.denoiser import COORDINATES, PlacedDenoiser, UNetDenoiser, coordinates
-from spatext_lab.diffusion.guidance import guided, multi_guided
+from spatext_lab.diffusion.guidance import (
+    Condition,
+    Denoiser,
+    UNetDenoiser,
+    drop_conditions,
+    guided,
+    multi_guided,
+)
 from spatext_lab.diffusion.process import (
     PREDICTION_TYPES,
-    Denoiser,
     SampleStep,
     add_noise,
+    few_threads,
+    generators,
     initial_noise,
     noise_schedule,
     sample,
@@ -18,16 +24,15 @@ from spatext_lab.diffusion.process import (
 )
 
 __all__ = [
-    "COORDINATES",
     "PREDICTION_TYPES",
     "Condition",
     "Denoiser",
-    "PlacedDenoiser",
     "SampleStep",
     "UNetDenoiser",
     "add_noise",
-    "coordinates",
     "drop_conditions",
+    "few_threads",
+    "generators",
     "guided",
     "initial_noise",
     "multi_guided",

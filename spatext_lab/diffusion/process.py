@@ -1,44 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diffusion on a page: the noise schedule, the training loss, and the sampling loop.
+"""The diffusion process: noise schedule, training loss, and the sampling loop.
 
-The letters are the papers': `x_0` a clean picture (or latent), `noise` or `eps` Gaussian noise,
-`x_t` the mixture of both at time `t`, and `alphas_cumprod[t]` (the papers' alpha_bar_t) the part
-of the mixture's variance that is still picture.
+The letters are the papers': `x_0` a clean image (or latent), `noise` or `eps` Gaussian noise, `x_t`
+the mixture of both at timestep `t`, and `alphas_cumprod[t]` (the papers' alpha_bar_t) the signal
+fraction of the variance of x_t.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab.diffusion.condition import Condition
+from spatext_lab.diffusion.guidance import Condition, Denoiser
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-
-# (x_t (b, c, h, w), t int64 (b,), condition) -> the prediction (b, c, h, w), in the scheduler's
-# prediction type
-Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
+_BATCH = "condition is for {} images and there are {}; pass one for each"
 
 
 def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
-    """The pocket models' schedule: 1000 times, from all picture (t = 0) to all noise (t = 999).
+    """The pocket models' schedule: 1000 timesteps, from the image (t = 0) to pure noise (t = 999).
 
-    Raises ValueError for a prediction type other than "epsilon" and "v_prediction".
+    Raises:
+        ValueError: for a prediction type other than "epsilon" and "v_prediction".
     """
-    _check_prediction_type(prediction_type)
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(_unknown(prediction_type))
     return DDIMScheduler(
         num_train_timesteps=1000,
-        # Cosine: almost no picture is left at the end (alphas_cumprod[999] is about 2e-9), so pure
-        # noise is a fair start and very dark and very bright pictures (night, snow) can be reached.
+        # Cosine: almost no signal is left at the end (alphas_cumprod[999] is about 2e-9), so pure
+        # noise is a fair start and very dark and very bright images (night, snow) can be reached.
         beta_schedule="squaredcos_cap_v2",
-        # Where no picture is left, x_t is the noise: there epsilon is nothing to learn, v still is.
+        # Where no signal is left, x_t is the noise: epsilon teaches nothing there, v still does.
         prediction_type=prediction_type,
         # The default, True, clamps the predicted x_0 to [-1, 1]; unit-variance latents go beyond.
         clip_sample=False,
@@ -59,7 +62,14 @@ def add_noise(
     t: Int[Tensor, "b"],
     alphas_cumprod: Float[Tensor, "steps"],
 ) -> Float[Tensor, "b c h w"]:
-    """The noisy picture x_t at time t (0 ... steps - 1) of each batch item."""
+    """The noisy image x_t at the timestep of each batch item.
+
+    Args:
+        x_0: clean images or latents.
+        noise: N(0, 1), of the same shape.
+        t: timesteps, 0 ... steps - 1.
+        alphas_cumprod: the schedule's signal fractions, see `noise_schedule`.
+    """
     signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
     return signal * x_0 + sigma * noise
 
@@ -74,8 +84,16 @@ def target(
     alphas_cumprod: Float[Tensor, "steps"],
     prediction_type: str,
 ) -> Float[Tensor, "b c h w"]:
-    """What the network is to predict from x_t. Raises ValueError for an unknown prediction type."""
-    _check_prediction_type(prediction_type)
+    """What the network learns to predict from x_t; arguments as in `add_noise`.
+
+    Args:
+        prediction_type: "epsilon" (the noise) or "v_prediction" (v).
+
+    Raises:
+        ValueError: for another prediction type.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(_unknown(prediction_type))
     if prediction_type == "epsilon":
         return noise
     signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
@@ -92,38 +110,51 @@ def to_x0_eps(
     alphas_cumprod: Float[Tensor, "steps"],
     prediction_type: str,
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """The clean picture and the noise (x_0, eps) that a prediction stands for.
+    """The clean image and the noise (x_0, eps) that a prediction implies.
 
-    From v nothing is divided, so it also holds where alphas_cumprod is 0; from epsilon there is no
-    x_0 to be had there. Raises ValueError for an unknown prediction type.
+    From v nothing is divided, so it also holds where alphas_cumprod is 0; from epsilon, x_0 is
+    undefined there.
+
+    Args:
+        pred: the network's prediction at x_t, of type `prediction_type`.
+
+    Raises:
+        ValueError: for an unknown prediction type.
     """
-    _check_prediction_type(prediction_type)
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(_unknown(prediction_type))
     signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_t.dtype)
     if prediction_type == "epsilon":
         return (x_t - sigma * pred) / signal, pred
     return signal * x_t - sigma * pred, sigma * x_t + signal * pred
 
 
-# DDPM, arXiv 2006.11239, equation 14: E || target - prediction(x_t, t, c) ||^2, all t weighed alike
+# DDPM, arXiv 2006.11239, equation 14: E || target - prediction(x_t, t, c) ||^2, equal weights
 def training_loss(
     denoiser: Denoiser,
     x_0: Float[Tensor, "b c h w"],
     condition: Condition,
     t: Int[Tensor, "b"],
     noise: Float[Tensor, "b c h w"],
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     weight: Float[Tensor, "b 1 h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the prediction over batch, channels and pixels, to call backward on.
+    """Mean squared error of the prediction over batch, channels and pixels.
 
-    weight: how much each pixel counts; None for all alike, as in the paper. Where it depends on the
-        condition alone, the best prediction stays the same one.
+    Args:
+        x_0: clean images or latents.
+        condition: of the same batch.
+        t: timesteps; the caller draws them uniformly from 0 ... num_train_timesteps - 1.
+        noise: drawn by the caller from N(0, 1), so that a run can be repeated to the last bit.
+        scheduler: gives `alphas_cumprod` and the prediction type.
+        weight: of each pixel; None for equal weights, as in the paper. A weight that depends on the
+            condition alone does not change which prediction is optimal.
 
-    The caller draws t uniformly from 0 ... num_train_timesteps - 1 and noise from N(0, 1), so that
-    a run can be repeated to the last bit. Raises ValueError where the condition is not for
-    len(x_0) pictures.
+    Raises:
+        ValueError: where the condition is not for len(x_0) images.
     """
-    _check_batch(condition, x_0)
+    if len(condition.text) != len(x_0):
+        raise ValueError(_BATCH.format(len(condition.text), len(x_0)))
     alphas_cumprod = scheduler.alphas_cumprod.to(x_0.device)
     prediction = denoiser(add_noise(x_0, noise, t, alphas_cumprod), t, condition)
     wanted = target(x_0, noise, t, alphas_cumprod, scheduler.config.prediction_type)
@@ -131,75 +162,148 @@ def training_loss(
     return errors.mean() if weight is None else (weight * errors).mean()
 
 
+def generators(
+    count: int,
+    seed: int | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> list[torch.Generator]:
+    """The source of randomness of each of `count` images.
+
+    Args:
+        seed: image k has a generator of its own with seed `seed` + k, on the CPU, so that it is the
+            same whatever the batch or the device; 0 where neither this nor `generator` is given.
+        generator: one, from which all images draw in turn, or a list with one per image.
+
+    Raises:
+        ValueError: for both, for a seed that is not a whole number from 0 to 2**63, and for a list
+            of another length than `count`.
+    """
+    if generator is None:
+        seed = 0 if seed is None else seed
+        if not (isinstance(seed, int) and 0 <= seed < 2**63):
+            raise ValueError(f"seed is {seed!r:.80}; pass a whole number from 0 to 2**63 - 1")
+        return [torch.Generator().manual_seed(seed + k) for k in range(count)]
+    if seed is not None:
+        raise ValueError(f"seed is {seed} and generator is given too; pass one of them")
+    sources = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(sources) != count:
+        raise ValueError(f"generator holds {len(sources)} for {count} images; pass one per image")
+    return sources
+
+
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
     """N(0, 1) noise of shape (c, h, w) for each seed, float32 on the CPU.
 
-    Every picture has a generator of its own, so picture k is the same whatever batch it stands in
-    and whatever the device. Raises ValueError for no seeds.
+    Raises:
+        ValueError: for no seeds.
     """
     if not len(seeds):
-        raise ValueError("seeds is empty; give one whole number per picture, such as [0, 1, 2]")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        raise ValueError("seeds is empty; pass one whole number per image, such as [0, 1, 2]")
+    return randn_tensor((len(seeds), *shape), [torch.Generator().manual_seed(s) for s in seeds])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SampleStep:
     """One denoising step, as `sample` yields it.
 
-    index: 0 ... steps - 1
-    t:     the timestep that the denoiser was asked at, falling from step to step
-    x_t:   (b, c, h, w) the picture after the step, less noisy than at t; at last, the sample
-    x_0:   (b, c, h, w) the clean picture that the denoiser sees in the mixture at t
+    index: 0 ... number of steps - 1
+    t:     the timestep at which the denoiser was called, falling from step to step
+    x_t:   (b, c, h, w) the sample after the step, less noisy than at t; the last one is the result.
+           Whoever iterates may replace it: sampling continues from what it then is.
+    x_0:   (b, c, h, w) the clean image that the prediction at t implies
     """
 
     index: int
-    t: int
+    t: int | float
     x_t: Float[Tensor, "b c h w"]
     x_0: Float[Tensor, "b c h w"]
 
 
 def sample(
     denoiser: Denoiser,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     x_T: Float[Tensor, "b c h w"],
     condition: Condition,
-    steps: int,
+    num_inference_steps: int,
+    sources: Sequence[torch.Generator] | None = None,
 ) -> Iterator[SampleStep]:
-    """Deterministic sampling from the noise x_T: `for step in sample(...)`, one call a step.
+    """The sampling loop as a generator: `for step in sample(...)`, one denoiser call a step.
 
-    The sample is the last step's x_t. The scheduler given is left as it was. With a number of steps
-    that does not divide num_train_timesteps, diffusers takes steps of a rounded length and may
-    leave noise in x_t (1 % of its deviation at 15 steps, 6 % at 600); the last x_0 has none.
-    Raises ValueError, before the first step, for steps outside 1 ... num_train_timesteps and where
-    the condition is not for len(x_T) pictures.
+    Any scheduler of diffusers that follows the variance-preserving process works (DDIM, PNDM,
+    Euler, DPM-Solver++, UniPC ...); the one passed is left as it was. With a number of steps that
+    does not divide num_train_timesteps, DDIM takes steps of a rounded length and would leave noise
+    in the result (1 % of its deviation at 15 steps, 6 % at 600); its last x_t is therefore x_0.
+
+    Args:
+        x_T: N(0, 1) noise, see `initial_noise`.
+        sources: generators of schedulers that add noise on the way, one per image.
+
+    Raises:
+        ValueError: before the first step, for num_inference_steps outside 1 ...
+            num_train_timesteps and where the condition is not for len(x_T) images.
     """
     longest = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= longest:
-        raise ValueError(f"steps is {steps}; give a whole number from 1 to {longest}")
-    _check_batch(condition, x_T)
+    if not (isinstance(num_inference_steps, int) and 1 <= num_inference_steps <= longest):
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}; pass a whole number from 1 to {longest}"
+        )
+    if len(condition.text) != len(x_T):
+        raise ValueError(_BATCH.format(len(condition.text), len(x_T)))
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(num_inference_steps)
+    takes = inspect.signature(scheduler.step).parameters
+    noisy = {"generator": list(sources)} if sources and "generator" in takes else {}
+    timesteps, last = scheduler.timesteps, len(scheduler.timesteps) - 1
+    # alpha_bar at each step; some schedulers choose sigmas: sigma^2 = (1 - alpha_bar) / alpha_bar
+    if hasattr(scheduler, "sigmas"):
+        alphas_cumprod = (1 / (1 + scheduler.sigmas**2)).to(x_T.device)
+    else:
+        alphas_cumprod = scheduler.alphas_cumprod[timesteps.cpu()].to(x_T.device)
+    kind, b = scheduler.config.prediction_type, len(x_T)
 
     def run() -> Iterator[SampleStep]:
-        x_t = x_T
-        for index, t in enumerate(scheduler.timesteps.tolist()):
-            x_t, x_0 = _ddim_step(denoiser, scheduler, x_t, t, condition)
-            yield SampleStep(index, t, x_t, x_0)
+        x_t = x_T * scheduler.init_noise_sigma
+        for index, t in enumerate(timesteps):
+            with torch.no_grad():  # around no `yield`, where it would reach the caller's code
+                x_in = scheduler.scale_model_input(x_t, t)
+                prediction = denoiser(x_in, t.to(x_t.device).expand(b), condition)
+                at = torch.full((b,), index, device=x_t.device)
+                x_0, _ = to_x0_eps(prediction, x_in, at, alphas_cumprod, kind)
+                x_t = scheduler.step(prediction, t, x_t, **noisy).prev_sample
+            if index == last and isinstance(scheduler, DDIMScheduler):
+                x_t = x_0
+            yield (step := SampleStep(index, t.item(), x_t, x_0))
+            x_t = step.x_t
 
     return run()
 
 
-# DDIM, arXiv 2010.02502, equation 12 with sigma_t = 0 (eta = 0):
-# x_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev) eps, both as predicted from x_t
-@torch.no_grad()  # here and not around a `yield`, where it would reach the caller's code
-def _ddim_step(
-    denoiser: Denoiser, scheduler: DDIMScheduler, x_t: Tensor, t: int, condition: Condition
-) -> tuple[Tensor, Tensor]:
-    """(x_prev, x_0): the picture one step less noisy, and the predicted clean one."""
-    prediction = denoiser(x_t, torch.full((len(x_t),), t, device=x_t.device), condition)
-    step = scheduler.step(prediction, t, x_t, eta=0.0)
-    return step.prev_sample, step.pred_original_sample
+SMALL = 20_000_000  # parameters: below, a second thread costs more than it brings
+
+
+@contextmanager
+def few_threads(network: torch.nn.Module) -> Iterator[None]:
+    """Within it, a small network on the CPU runs on one thread, so that many can run side by side.
+
+    Two threads that wait for each other are ten times slower as soon as another process is busy; a
+    pocket model gains little from them on a quiet machine. Networks of `SMALL` parameters and more
+    keep all cores. The user's own choice (OMP_NUM_THREADS, torch.set_num_threads) is respected, and
+    the number is restored afterwards.
+    """
+    before = torch.get_num_threads()
+    own_choice = os.environ.get("OMP_NUM_THREADS") or before not in (
+        os.cpu_count(),
+        psutil.cpu_count(logical=False),
+        len(psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else ()),
+    )
+    if own_choice or sum(p.numel() for p in network.parameters()) >= SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _signal_and_sigma(
@@ -210,13 +314,5 @@ def _signal_and_sigma(
     return alpha_bar.sqrt().to(dtype), (1 - alpha_bar).sqrt().to(dtype)
 
 
-def _check_batch(condition: Condition, x: Tensor) -> None:
-    if len(condition) != len(x):
-        raise ValueError(
-            f"condition is for {len(condition)} pictures and there are {len(x)}; give one for each"
-        )
-
-
-def _check_prediction_type(prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type is {prediction_type!r}; give one of {PREDICTION_TYPES}")
+def _unknown(prediction_type: str) -> str:
+    return f"prediction_type is {prediction_type!r}; pass one of {PREDICTION_TYPES}"

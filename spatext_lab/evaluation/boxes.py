@@ -21,7 +21,8 @@ from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.metrics import bootstrap, frechet_distance
 from spatext_lab.images import to_tensor
 from spatext_lab.scene import Scene
-from spatext_lab.scene.places import Box, box_at, tight_box
+from spatext_lab.scene.places import Box, tight_box
+from spatext_lab.scene.scene import box_at
 
 LEAST_PIXELS = 12  # a smaller patch is a speck, not a thing; the world's smallest things have 20
 LEAST_SHARE = 0.1  # of a box that a thing must fill to be what is in it; a thin moon fills 0.3
@@ -149,7 +150,7 @@ def scene_distance(
             for crop in _crops(image, scene)
         ]
         pixels = (to_tensor(np.stack([np.asarray(crop) for crop in crops])) + 1) / 2
-        clouds.append(clip.images(pixels).numpy())
+        clouds.append(clip.encode_images(pixels).numpy())
     return round(frechet_distance(*clouds), 4)
 
 
@@ -229,7 +230,9 @@ def _distances(todo: Sequence[LayoutTask], images: Sequence[Image.Image], clip: 
     true = [Image.fromarray(task.item.image) for task in todo]
     scenes = [task.scene for task in todo]
     drawn, real = (
-        clip.images((to_tensor(np.stack([np.asarray(image) for image in some])) + 1) / 2).numpy()
+        clip.encode_images(
+            (to_tensor(np.stack([np.asarray(image) for image in some])) + 1) / 2
+        ).numpy()
         for some in (images, true)
     )
     return {

@@ -117,8 +117,7 @@ def init_row(init: str, scenes: int, variants: Path | None) -> dict:
 def _layout_row(method: str, scenes: int, model: str) -> dict:
     row = evaluate(method, scenes=scenes, model=model, protocol="boxes")
     shipped = PARTS.get(method, "")
-    place = Path(model) if zoo.is_pipeline(model) else zoo.root(model) / shipped
-    if shipped and (card := place / "card.json").is_file():
+    if shipped and (card := zoo.folder(model, shipped) / "card.json").is_file():
         row["steps"] = json.loads(card.read_text())["plan"]["steps"]
     return row
 

@@ -131,10 +131,12 @@ def distances(todo: Sequence[Task], images: Sequence[Image.Image], clip: Clip) -
     for task, image in zip(todo, images, strict=True):
         pair = torch.from_numpy(np.stack([np.asarray(image), task.item.image])) / 255
         pair = rearrange(pair, "n h w c -> n c h w")
-        seen, real = clip.images(pair)
+        seen, real = clip.encode_images(pair)
         masks = torch.from_numpy(np.stack(task.masks))
-        segments = clip.segments(pair[:1].expand(len(masks), -1, -1, -1), masks)
-        caption, *texts = clip.text([task.item.captions[0], *(s.text for s in task.segments)])
+        segments = clip.encode_segments(pair[:1].expand(len(masks), -1, -1, -1), masks)
+        caption, *texts = clip.encode_text(
+            [task.item.captions[0], *(s.text for s in task.segments)]
+        )
         whole.append(1 - (caption @ seen).item())
         local += (1 - (torch.stack(texts) * segments).sum(1)).tolist()
         drawn.append(seen.numpy())

@@ -1,149 +1,248 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReCo on top of the text-to-image model: caption and regions as one sentence."""
+"""ReCo: caption and regions condition the denoiser as one token sequence."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
 from warnings import warn
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from spatext_lab.diffusion import Condition, Denoiser, PlacedDenoiser, UNetDenoiser
-from spatext_lab.reco.position_tokens import PositionTokens, Sentence
+from spatext_lab.diffusion import (
+    Condition,
+    Denoiser,
+    SampleStep,
+    UNetDenoiser,
+    few_threads,
+    generators,
+    guided,
+    sample,
+)
+from spatext_lab.reco.coordinates import PlacedDenoiser
+from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.pipeline import RegionScale, TextToImagePipeline
+from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
 
-PLACES = ("before", "after")  # the text transformer: where the positions come in
+Scenes = Scene | Sequence[Scene]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 PADDINGS = ("read", "masked")
+EMPTY = Scene("")  # the null condition
 
 
-class ReCoPipeline(TextToImagePipeline):
-    """Draws a scene: one sentence of caption, position tokens and texts through the text encoder.
+class ReCoPipeline(ScenePipeline):
+    """Samples images of scenes: caption, position tokens and region texts as one token sequence.
 
-    The parts are text-to-image's own, plain `diffusers` and `transformers` objects; only the
-    tokenizer has the bins and the text encoder their rows. So published ReCo weights in the layout
-    of diffusers are such a folder as they are.
+    The parts are text-to-image's own; only the tokenizer has position tokens and the text encoder
+    their embeddings. So published ReCo weights in the layout of diffusers are such a folder as they
+    are.
 
-    positions: "before" the text transformer, as the paper has it, or "after": then the words pass
-        through it alone, and the rows of the position tokens are put between their states, as a
-        summary of the paper has it.
-    padding: "read" by the U-Net as everything else, as Stable Diffusion has it, or "masked".
-    most_regions: how many regions a training sentence had at most; beyond that there is a warning.
-    A U-Net with more input channels than x_t has is told the coordinates of its cells in them.
-    Raises ValueError for other positions or padding, and where the tokenizer has more words than
-    the text encoder.
+    Args:
+        unet: the denoiser; input channels beyond those of x_t hold the coordinates of its cells.
+        vae: the autoencoder.
+        text_encoder, tokenizer: grown by position tokens, see `text_encoder.grow`.
+        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+        padding: "read" by the U-Net like every token, as Stable Diffusion has it, or "masked".
+        most_regions: the most regions of a training scene; a scene with more gets a warning.
+
+    Raises:
+        ValueError: for another padding, and where the tokenizer has more tokens than the text
+            encoder has embeddings.
+
+    Example:
+        >>> pipeline = ReCoPipeline.from_pretrained(zoo.folder("pocket", "reco"))
+        >>> scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
+        >>> image = pipeline(scene, seed=3).images[0]
     """
 
-    SETTINGS: ClassVar[tuple[str, ...]] = ("positions", "padding", "most_regions")
+    model_cpu_offload_seq = "text_encoder->unet->vae"
 
     def __init__(
         self,
-        unet,
-        vae,
-        text_encoder,
-        tokenizer,
-        scheduler,
-        positions: str = "before",
+        unet: UNet2DConditionModel,
+        vae: AutoencoderTiny | AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
         padding: str = "read",
         most_regions: int | None = None,
     ) -> None:
-        super().__init__(unet, vae, text_encoder, tokenizer, scheduler)
-        if positions not in PLACES:
-            raise ValueError(f"positions is {positions!r}; there are {', '.join(PLACES)}")
+        super().__init__()
         if padding not in PADDINGS:
-            raise ValueError(f"padding is {padding!r}; there are {', '.join(PADDINGS)}")
-        rows = text_encoder.get_input_embeddings().num_embeddings
-        if rows < len(tokenizer):
+            raise ValueError(f"padding is {padding!r}; pass one of {', '.join(PADDINGS)}")
+        known = text_encoder.get_input_embeddings().num_embeddings
+        if known < len(tokenizer):
             raise ValueError(
-                f"text_encoder has {rows} rows for {len(tokenizer)} words of the tokenizer; "
-                "give the text encoder that was grown with it"
+                f"text_encoder has {known} embeddings for the tokenizer's {len(tokenizer)} tokens; "
+                "pass the text encoder that was grown with it"
             )
-        self.positions, self.padding, self.most_regions = positions, padding, most_regions
-        self.sentences = PositionTokens(tokenizer, text_encoder.config.max_position_embeddings)
-
-    def spoken(self, scene: Scene) -> Scene:
-        """The scene as it is said; methods that say it in another way change it here."""
-        return scene
-
-    def sentence(self, scene: Scene) -> Sentence:
-        """The scene's tokens, which show themselves in colours."""
-        return self.sentences.show_work(self.spoken(scene))
-
-    def states(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l c"]:
-        """What the U-Net is told of sentences; with gradients, for training."""
-        ids = ids.to(self.device)
-        if self.positions == "before":
-            return self.text_encoder(ids).last_hidden_state
-        is_bin = torch.isin(ids, torch.tensor(self.sentences.bin_ids, device=ids.device))
-        return states_then_positions(self.text_encoder, ids, is_bin)
+        self.register_modules(
+            unet=unet.eval(),
+            vae=vae.eval(),
+            text_encoder=text_encoder.eval(),
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+        )
+        self.register_to_config(padding=padding, most_regions=most_regions)
+        self.position_tokens = PositionTokens(
+            tokenizer, text_encoder.config.max_position_embeddings
+        )
 
     @torch.no_grad()
-    def text_states(self, texts: list[str]) -> Float[Tensor, "b l c"]:
-        """What the text encoder makes of captions, padded to its full length."""
-        return self.states(self.sentences.batch([Scene(text) for text in texts]))
+    def __call__(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., dict] | None = None,
+        return_dict: bool = True,
+        **unknown,
+    ) -> ImagePipelineOutput | tuple:
+        """Images of one scene or of several.
+
+        Args:
+            scenes: a `Scene`, or a list of them; of a mask, the box around it is used.
+            seed: image k is sampled with seed `seed` + k; the same seed, scene and settings give
+                the same image on the same machine. 0 where no `generator` is passed.
+            num_inference_steps: denoising steps, each one network call.
+            guidance_scale: 1.0 is no guidance; caption and regions are one sequence with one scale.
+            negative_prompt: text in place of the empty caption in the null condition; or one text
+                per scene.
+            num_images_per_prompt: images per scene.
+            generator: torch generator, or one per image, in place of `seed`.
+            latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
+            output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
+            callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
+                latents in the dict that it returns replace x_t.
+            return_dict: False for a tuple in place of the output object.
+
+        Returns:
+            An output with `.images`: for each scene its images in a row, always a list or a batch.
+
+        Raises:
+            ValueError: for a setting that is out of range, and for a region that cannot be
+                tokenized; names it.
+        """
+        if unknown:
+            raise unknown_arguments(unknown)
+        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+            # 1. to 5. Scenes to latents, step by step: see `stream`
+            for step in self.stream(
+                scenes,
+                seed=seed,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                latents=latents,
+            ):
+                if callback_on_step_end is not None:
+                    given = {"latents": step.x_t}
+                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
+                    step.x_t = given["latents"]
+                bar.update()
+            # 6. Latents to images
+            images = x_0 = step.x_t
+            if output_type != "latent":
+                scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+                pixels = self.vae.decode(scaled).sample
+                images = self.image_processor.postprocess(pixels, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)
 
     @torch.no_grad()
-    def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """What the network is told of the scenes: one sentence each; its null is the empty one."""
+    def stream(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+    ) -> Iterator[SampleStep]:
+        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step.
+
+        Arguments and errors are those of `__call__`; errors come at once, not at the first step.
+        """
+        # 1. Scenes, with a warning where one has more regions than the model was trained with
+        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        # 2. Scenes to token sequences to hidden states of the text encoder (ReCo, section 3.1)
+        condition = self.condition(scenes, negative_prompt)
+        if num_images_per_prompt != 1:
+            condition = condition.repeat(num_images_per_prompt)
+        # 3. Guidance
+        denoiser = guided(self.denoiser(), guidance_scale)
+        # 4. Noise, from a source of its own for each image
+        channels, size = self.unet.config.out_channels, self.unet.config.sample_size
+        shape = (len(condition.text), channels, size, size)
+        sources = generators(shape[0], seed, generator)
+        latents = randn_tensor(shape, sources) if latents is None else latents
+        # 5. The sampling loop
+        x_T = latents.to(self._execution_device)
+        return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
+
+    @torch.no_grad()
+    def condition(
+        self, scenes: Sequence[Scene], negative_prompt: str | Sequence[str] | None = None
+    ) -> Condition:
+        """The condition of scenes, one token sequence each; its null is the empty sequence.
+
+        Args:
+            negative_prompt: text of the null condition, or one per scene; "" by default.
+        """
+        most = self.config.most_regions
         for scene in scenes:
-            self.check(scene)
-        return self.told(self.sentences.batch([*map(self.spoken, scenes), Scene("")]))
+            if most is not None and len(scene.regions) > most:
+                warn(
+                    f"the scene has {len(scene.regions)} regions and the model was trained with "
+                    f"{most} at most: some may be missing or distorted; use fewer",
+                    stacklevel=4,
+                )
+        negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+        nulls = [Scene(text) for text in negatives] if negatives else [EMPTY]
+        return self.encode_ids(self.position_tokens.encode([*scenes, *nulls]), len(scenes))
 
-    def told(self, ids: Int[Tensor, "b1 l"]) -> Condition:
-        """The condition of b sentences, of which the last one more is the null; with gradients."""
-        b, states = len(ids) - 1, self.states(ids)
-        text = {"text": states[:-1], "null_text": repeat(states[-1], "l c -> b l c", b=b)}
-        if self.padding == "read":
-            return Condition(**text)
-        mask = self.sentences.said(ids).to(self.device)
-        return Condition(**text, text_mask=mask[:-1], null_mask=repeat(mask[-1], "l -> b l", b=b))
+    def encode_ids(self, ids: Int[Tensor, "n l"], b: int) -> Condition:
+        """The condition of token sequences; keeps gradients, so that training uses it too.
+
+        Args:
+            ids: b sequences, and after them the null's: one for all, or b.
+            b: number of sequences that are no null.
+        """
+        states = self.encode(ids.to(self._execution_device))
+        each = b if len(ids) == b + 1 else 1
+        null = repeat(states[b:], "n l c -> (n each) l c", each=each)
+        if self.config.padding == "read":
+            return Condition(states[:b], null)
+        mask = self.position_tokens.attention_mask(ids).to(states.device)
+        null_mask = repeat(mask[b:], "n l -> (n each) l", each=each)
+        return Condition(states[:b], null, text_mask=mask[:b], null_mask=null_mask)
+
+    def encode(self, ids: Int[Tensor, "n l"]) -> Float[Tensor, "n l c"]:
+        """The text encoder's last hidden states of token sequences, with gradients."""
+        return self.text_encoder(ids).last_hidden_state
+
+    def tokens(self, scene: Scene) -> TokenSequence:
+        """The scene's token sequence, which shows itself in colours."""
+        return self.position_tokens.show_work(scene)
 
     def denoiser(self) -> Denoiser:
-        """The network as sampling and training call it."""
+        """The U-Net as sampling and training call it."""
         config = self.unet.config
-        return (UNetDenoiser, PlacedDenoiser)[config.in_channels > config.out_channels](self.unet)
-
-    def check(self, scene: Scene) -> None:
-        """Warns where a scene has more regions than the model has learned from."""
-        n = len(scene.regions)
-        if self.most_regions is not None and n > self.most_regions:
-            warn(
-                f"the scene has {n} regions and the model has seen {self.most_regions} at most: "
-                "some may be drawn badly or left out; draw fewer",
-                stacklevel=3,
-            )
-
-    def _settings(self) -> dict:
-        known = {"most_regions": self.most_regions}
-        if self.positions != "before":
-            known["positions"] = self.positions
-        if self.padding != "read":
-            known["padding"] = self.padding
-        return {name: value for name, value in known.items() if value is not None}
-
-    def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
-        if region_guidance_scale is not None:
-            raise ValueError(
-                f"region_guidance_scale is {region_guidance_scale}; ReCo's caption and regions are "
-                "one sentence with one guidance_scale, leave it out"
-            )
-        return super()._guided(guidance_scale, None)
-
-
-# A summary of the paper, not the paper: positions are put in after the text has been encoded.
-def states_then_positions(
-    text_encoder, ids: Int[Tensor, "b l"], is_bin: Tensor
-) -> Float[Tensor, "b l c"]:
-    """States of the words alone, as if the bins were not there, with the bins' rows between them.
-
-    The words close ranks (a stable sort brings them to the front), pass through the transformer,
-    and go back to their places.
-    """
-    order = is_bin.long().argsort(dim=1, stable=True)
-    states = text_encoder(ids.gather(1, order)).last_hidden_state
-    back = order.argsort(dim=1)
-    states = states.gather(1, repeat(back, "b l -> b l c", c=states.shape[-1]))
-    rows = text_encoder.get_input_embeddings()(ids)
-    return torch.where(is_bin[..., None], rows, states)
+        kind = PlacedDenoiser if config.in_channels > config.out_channels else UNetDenoiser
+        return kind(self.unet)

@@ -113,38 +113,3 @@ def tight_box(mask: NDArray[np.bool_]) -> Box:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     corners = columns[0] / w, rows[0] / h, (columns[-1] + 1) / w, (rows[-1] + 1) / h
     return tuple(float(value) for value in corners)
-
-
-def box_at(box: Box, h: int, w: int) -> NDArray[np.bool_]:
-    """The pixels of an h x w grid with their centre in the box, bool (h, w); at least one.
-
-    Half open, so that boxes that touch share no pixel. A box that slips between the centres keeps
-    the pixels that its own middle lies in.
-    """
-    x0, y0, x1, y1 = box
-    return _centres_between(y0, y1, h)[:, None] & _centres_between(x0, x1, w)[None, :]
-
-
-def _centres_between(start: float, stop: float, count: int) -> NDArray[np.bool_]:
-    centres = (np.arange(count) + 0.5) / count
-    inside = (start <= centres) & (centres < stop)
-    if not inside.any():
-        inside[min(int((start + stop) / 2 * count), count - 1)] = True
-    return inside
-
-
-def mask_at(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
-    """A mask (H, W) at the centres of the pixels of an h x w grid, bool (h, w); at least one.
-
-    Where no centre hits the mask, the grid's pixel that holds the middle one of its pixels stays.
-    """
-    height, width = mask.shape
-    # The centre of pixel i lies in row (2 i + 1) H / (2 h) of the mask: whole numbers, no rounding.
-    rows = (2 * np.arange(h) + 1) * height // (2 * h)
-    columns = (2 * np.arange(w) + 1) * width // (2 * w)
-    sampled = mask[rows[:, None], columns[None, :]]
-    if not sampled.any():
-        hits = np.flatnonzero(mask)
-        row, column = divmod(int(hits[len(hits) // 2]), width)
-        sampled[row * h // height, column * w // width] = True
-    return sampled

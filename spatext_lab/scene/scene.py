@@ -91,10 +91,11 @@ class Region:
         nearest pixel. A region too small to be hit that way keeps the one pixel that it lies in,
         so that nothing the user asked for vanishes.
         """
-        _check_size(h, w)
+        if h < 1 or w < 1:
+            raise _wrong_size(h, w)
         if self._mask is None:
-            return places.box_at(self._box, h, w)
-        return self._mask if self._mask.shape == (h, w) else places.mask_at(self._mask, h, w)
+            return box_at(self._box, h, w)
+        return self._mask if self._mask.shape == (h, w) else mask_at(self._mask, h, w)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Region):
@@ -144,12 +145,12 @@ class Scene:
         for index, region in enumerate(self.regions):
             if not isinstance(region, Region):
                 raise ValueError(f"regions[{index}] is {region!r}: {REGION_FORM}")
-            if region.mask is None:
+            if region._mask is None:
                 continue
-            first = first or (index, region.mask.shape)
-            if region.mask.shape != first[1]:
+            first = first or (index, region._mask.shape)
+            if region._mask.shape != first[1]:
                 raise ValueError(
-                    f"regions[{index}].mask has size (height, width) {region.mask.shape}, but "
+                    f"regions[{index}].mask has size (height, width) {region._mask.shape}, but "
                     f"regions[{first[0]}].mask has {first[1]}: give all masks of one scene the "
                     "same size, that of the picture"
                 )
@@ -166,16 +167,24 @@ class Scene:
 
     def label_map(self, h: int, w: int) -> NDArray[np.int16]:
         """Who is seen at each pixel, int16 (h, w): 0 nobody, k the k-th region, counted from 1."""
-        _check_size(h, w)
+        if h < 1 or w < 1:
+            raise _wrong_size(h, w)
         labels = np.zeros((h, w), np.int16)
         for k, region in enumerate(self.regions, start=1):
             labels[region.mask_at(h, w)] = k
         return labels
 
     def visible_masks(self, h: int, w: int) -> NDArray[np.bool_]:
-        """What is left to see of each region, bool (n, h, w), disjoint; all False if covered."""
-        numbers = np.arange(1, len(self.regions) + 1, dtype=np.int16)
-        return self.label_map(h, w) == numbers[:, None, None]
+        """The visible part of each region, bool (n, h, w), disjoint: later regions lie on top."""
+        if h < 1 or w < 1:
+            raise _wrong_size(h, w)
+        visible = np.zeros((len(self.regions), h, w), np.bool_)
+        above = np.zeros((h, w), np.bool_)
+        for k, region in reversed(list(enumerate(self.regions))):
+            mask = region.mask_at(h, w)
+            visible[k] = mask & ~above
+            above |= mask
+        return visible
 
     def to_json(self) -> str:
         """The scene as JSON that `from_json` reads back exactly; masks as COCO's compressed RLE."""
@@ -225,6 +234,41 @@ class Scene:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
+def box_at(box: Box, h: int, w: int) -> NDArray[np.bool_]:
+    """The pixels of an h x w grid with their centre in the box, bool (h, w); at least one.
+
+    Half open, so that boxes that touch share no pixel. A box that slips between the centres keeps
+    the pixels that its own middle lies in.
+    """
+    x0, y0, x1, y1 = box
+    return _centres_between(y0, y1, h)[:, None] & _centres_between(x0, x1, w)[None, :]
+
+
+def _centres_between(start: float, stop: float, count: int) -> NDArray[np.bool_]:
+    centres = (np.arange(count) + 0.5) / count
+    inside = (start <= centres) & (centres < stop)
+    if not inside.any():
+        inside[min(int((start + stop) / 2 * count), count - 1)] = True
+    return inside
+
+
+def mask_at(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
+    """A mask (H, W) at the centres of the pixels of an h x w grid, bool (h, w); at least one.
+
+    Where no centre hits the mask, the grid's pixel that holds the middle one of its pixels stays.
+    """
+    height, width = mask.shape
+    # The centre of pixel i lies in row (2 i + 1) H / (2 h) of the mask: whole numbers, no rounding.
+    rows = (2 * np.arange(h) + 1) * height // (2 * h)
+    columns = (2 * np.arange(w) + 1) * width // (2 * w)
+    sampled = mask[rows[:, None], columns[None, :]]
+    if not sampled.any():
+        hits = np.flatnonzero(mask)
+        row, column = divmod(int(hits[len(hits) // 2]), width)
+        sampled[row * h // height, column * w // width] = True
+    return sampled
+
+
 def _entry(region: Region) -> dict:
     place = {"mask": rle.encode(region.mask)} if region.is_mask else {"box": region.box}
     return {"text": region.text} | place
@@ -262,6 +306,5 @@ def _checked_text(value: Any, field: str) -> str:
     return value
 
 
-def _check_size(h: int, w: int) -> None:
-    if h < 1 or w < 1:
-        raise ValueError(f"the size (h, w) is {(h, w)}: write numbers of pixels, both at least 1")
+def _wrong_size(h: int, w: int) -> ValueError:
+    return ValueError(f"the size (h, w) is {(h, w)}: write numbers of pixels, both at least 1")

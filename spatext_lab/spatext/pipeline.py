@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpaText on top of the text-to-image model: a scene's regions as a spatio-textual map."""
+"""SpaText: a scene's regions condition the denoiser as a spatio-textual map."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -7,167 +7,322 @@ from typing import ClassVar
 from warnings import warn
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from spatext_lab.clip import Clip
-from spatext_lab.diffusion import Condition, Denoiser, SampleStep, guided, multi_guided
+from spatext_lab.clip import Clip, hidden_states, truncated
+from spatext_lab.diffusion import (
+    Condition,
+    SampleStep,
+    UNetDenoiser,
+    few_threads,
+    generators,
+    guided,
+    multi_guided,
+    sample,
+)
 from spatext_lab.scene import Scene
-from spatext_lab.spatext.pixel import caption_state
-from spatext_lab.spatext.prior import DiffusionPrior
-from spatext_lab.spatext.representation import Representation, inference_map, region_maps
-from spatext_lab.text_to_image.pipeline import RegionScale, TextToImagePipeline, listed
+from spatext_lab.spatext.pixel import PixelFold, caption_state
+from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
+from spatext_lab.spatext.representation import inference_map, region_maps
+from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
 
-# (text vectors (k, d)) -> vectors to paint (k, d): DiffusionPrior, LinearPrior, or a function
-Prior = Callable[[Tensor], Tensor]
+Scenes = Scene | Sequence[Scene]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class SpaTextPipeline(TextToImagePipeline):
-    """Draws a scene: the caption through the text encoder, the regions as a spatio-textual map.
+class SpaTextPipeline(ScenePipeline):
+    """Samples images of scenes: the caption through the text encoder, the regions as a map.
 
-    Two parts more than text-to-image: `clip`, an open_clip folder, and `prior`; without a prior
-    the text vectors themselves are painted. The pixel variant is a folder with other parts: `vae`
-    is a PixelFold, and without text encoder and tokenizer the caption is a CLIP image vector.
+    Args:
+        unet: its input channels beyond those of its output are the map's.
+        vae: the autoencoder; a `PixelFold` in the pixel variant.
+        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+        clip: embeds the region texts, see `Clip`.
+        text_encoder, tokenizer: for the caption; without them the caption's CLIP image embedding
+            takes their place (the pixel variant).
+        prior: from a text's embedding to an image's; without one the text's itself is used.
+        most_regions: the most segments that a training map had; a scene with more gets a warning.
+        min_area: the smallest fraction of the image that a segment of a training map covered; a
+            scene with a smaller region gets a warning.
 
-    representation, words: the `Representation` that the U-Net was trained with.
-    most_regions, min_area: how many segments a training map had at most, and which part of the
-        picture each covered at least; a scene beyond that is drawn with a warning.
-    Raises ValueError where CLIP, prior, representation and U-Net do not fit together.
+    Raises:
+        ValueError: where CLIP, prior and U-Net do not fit together.
+
+    Example:
+        >>> pipeline = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
+        >>> scene = Scene("a meadow at noon", [Region("a red ball", box=(0.1, 0.5, 0.4, 0.9))])
+        >>> image = pipeline(scene, seed=3).images[0]
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = (*TextToImagePipeline.PARTS, "clip", "prior")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "prior")
-    SETTINGS: ClassVar[tuple[str, ...]] = ("representation", "words", "most_regions", "min_area")
+    PARTS_FROM = ("spatext_lab.clip", "spatext_lab.spatext.prior", "spatext_lab.spatext.pixel")
+    model_cpu_offload_seq = "text_encoder->clip->prior->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "prior"]
 
     def __init__(
         self,
-        unet,
-        vae,
-        scheduler,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderTiny | AutoencoderKL | PixelFold,
+        scheduler: SchedulerMixin,
         clip: Clip,
-        text_encoder=None,
-        tokenizer=None,
-        prior: Prior | None = None,
-        representation: str = "vectors",
-        words: Sequence[str] = (),
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        prior: DiffusionPrior | LinearPrior | None = None,
         most_regions: int | None = None,
         min_area: float | None = None,
     ) -> None:
-        super().__init__(unet, vae, text_encoder, tokenizer, scheduler)
-        self.clip, self.prior = clip, prior
-        self.map = Representation(representation, clip, words)
-        self.most_regions, self.min_area = most_regions, min_area
-        width = unet.config.in_channels - unet.config.out_channels
-        if width != self.map.channels:
+        super().__init__()
+        self.register_modules(
+            unet=unet.eval(),
+            vae=vae.eval(),
+            scheduler=scheduler,
+            clip=clip,
+            text_encoder=text_encoder and text_encoder.eval(),
+            tokenizer=tokenizer,
+            prior=prior,
+        )
+        self.register_to_config(most_regions=most_regions, min_area=min_area)
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        width, channels = (
+            self.unet.config.in_channels - self.unet.config.out_channels,
+            self._channels,
+        )
+        if width != channels:
             raise ValueError(
-                f"clip has vectors of {clip.width} numbers, so maps of {representation!r} have "
-                f"{self.map.channels} channels; the U-Net takes {width}: "
-                "give the CLIP and the representation that the U-Net was trained with"
+                f"clip has embeddings of {self.clip.embedding_dim} numbers, so maps have "
+                f"{channels} channels, but the U-Net takes {width}: pass the CLIP of its training"
             )
-        if isinstance(prior, DiffusionPrior) and prior.width != clip.width:
+        prior, wanted = self.prior, self.clip.embedding_dim
+        if isinstance(prior, DiffusionPrior) and prior.embedding_dim != wanted:
             raise ValueError(
-                f"prior has vectors of {prior.width} numbers, clip of {clip.width}; "
-                "give the prior that was trained for this CLIP"
+                f"prior has embeddings of {prior.embedding_dim} numbers, clip of {wanted}; "
+                "pass the prior that was trained for this CLIP"
             )
 
-    def stream(self, scenes: Scene | Sequence[Scene], **settings) -> Iterator[SampleStep]:
-        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
-        if isinstance(settings.get("region_guidance_scale"), Sequence):
-            return self.sample(self.condition_apart(listed(scenes)), **settings)
-        return super().stream(scenes, **settings)
-
-    def _settings(self) -> dict:
-        """The limits of the training, and the representation where it is not the paper's."""
-        known = {"most_regions": self.most_regions, "min_area": self.min_area}
-        if self.map.kind != "vectors":
-            known |= {"representation": self.map.kind, "words": list(self.map.words)}
-        return {name: value for name, value in known.items() if value is not None}
-
-    def check(self, scene: Scene) -> None:
-        """Warns where a scene goes beyond what the model has learned, and says what will happen."""
-        n, size = len(scene.regions), self.picture_size
-        if self.most_regions is not None and n > self.most_regions:
-            warn(
-                f"the scene has {n} regions and the model has seen {self.most_regions} at most: "
-                "some may be drawn badly or left out; draw fewer",
-                stacklevel=3,
-            )
-        for k, (region, mask) in enumerate(
-            zip(scene.regions, scene.visible_masks(size, size), strict=True)
-        ):
-            if self.min_area is not None and mask.mean() < self.min_area:
-                warn(
-                    f"regions[{k}] ({region.text!r:.60}) covers {mask.mean():.2%} of the picture "
-                    f"and the model has seen {self.min_area:.0%} at least: it may not be drawn; "
-                    "make it larger, or take away what lies over it",
-                    stacklevel=3,
-                )
-            cut = self.clip.cut(region.text)
-            if cut:
-                warn(
-                    f"regions[{k}] is longer than CLIP reads: {cut!r} has no effect; say less",
-                    stacklevel=3,
-                )
+    @property
+    def _channels(self) -> int:
+        """Channels of the map."""
+        return self.clip.embedding_dim
 
     @torch.no_grad()
-    def captions(self, captions: Sequence[str]) -> Condition:
-        """What the network is told of the captions alone."""
-        if self.text_encoder is not None:
-            return super().captions(captions)
-        state = caption_state(self.vectors(captions))
-        return Condition(state, torch.zeros_like(state))
+    def __call__(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        region_guidance_scale: float | Sequence[float] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., dict] | None = None,
+        return_dict: bool = True,
+        **unknown,
+    ) -> ImagePipelineOutput | tuple:
+        """Images of one scene or of several.
 
-    @torch.no_grad()
-    def vectors(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
-        """What stands in the map for each text: the prior of its CLIP vector, if there is a prior.
+        Args:
+            scenes: a `Scene`, or a list of them.
+            seed: image k is sampled with seed `seed` + k; the same seed, scene and settings give
+                the same image on the same machine. 0 where no `generator` is passed.
+            num_inference_steps: denoising steps, each one network call.
+            guidance_scale: 1.0 is no guidance. With `region_guidance_scale`, the caption's scale.
+            region_guidance_scale: None for one joint scale (2 passes a step in one call); a number
+                for the map's own scale (3 passes); a list for a scale per region (regions + 2
+                passes; all scenes need as many regions).
+            negative_prompt: text in place of the empty caption in the null condition; or one text
+                per scene.
+            num_images_per_prompt: images per scene.
+            generator: torch generator, or one per image, in place of `seed`.
+            latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
+            output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
+            callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
+                latents in the dict that it returns replace x_t.
+            return_dict: False for a tuple in place of the output object.
 
-        SpaText, arXiv 2211.14305, section 3.1 (inference): P(CLIP_txt(text)).
+        Returns:
+            An output with `.images`: for each scene its images in a row, always a list or a batch.
+
+        Raises:
+            ValueError: for a setting that is out of range; names it.
         """
-        text = self.clip.text(list(texts))
-        return text if self.prior is None else self.prior(text)
+        if unknown:
+            raise unknown_arguments(unknown)
+        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+            # 1. to 6. Scenes to latents, step by step: see `stream`
+            for step in self.stream(
+                scenes,
+                seed=seed,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                region_guidance_scale=region_guidance_scale,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                latents=latents,
+            ):
+                if callback_on_step_end is not None:
+                    given = {"latents": step.x_t}
+                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
+                    step.x_t = given["latents"]
+                bar.update()
+            # 7. Latents to images
+            images = x_0 = step.x_t
+            if output_type != "latent":
+                scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+                pixels = self.vae.decode(scaled).sample
+                images = self.image_processor.postprocess(pixels, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)
 
     @torch.no_grad()
-    def st_map(self, scene: Scene) -> Float[Tensor, "channels h w"]:
-        """The scene's map; a scene without regions asks for nothing anywhere."""
-        size = (self.latent_size, self.latent_size)
-        if scene.regions:
-            return inference_map(scene, self.vectors, size, self.map.paint)
-        none = torch.zeros(1, 1, self.clip.width, device=self.device)
-        nowhere = torch.zeros(1, 1, *size, device=self.device)
-        return self.map.paint(none, nowhere, [scene.caption])[0]
+    def stream(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        region_guidance_scale: float | Sequence[float] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+    ) -> Iterator[SampleStep]:
+        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step.
 
-    @torch.no_grad()
-    def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """Captions and maps of the scenes."""
+        Arguments and errors are those of `__call__`; errors come at once, not at the first step.
+        """
+        # 1. Scenes, with a warning where one lies outside of what the model was trained on
+        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
         for scene in scenes:
             self.check(scene)
-        texts = [[region.text for region in scene.regions] for scene in scenes]
-        spoken = [
-            self.map.caption(scene.caption, of) for scene, of in zip(scenes, texts, strict=True)
-        ]
-        maps = torch.stack([self.st_map(scene) for scene in scenes])
-        return replace(self.captions(spoken), st_map=maps)
+        # 2. Captions to hidden states of the text encoder
+        condition = self.encode_captions([scene.caption for scene in scenes], negative_prompt)
+        # 3. Region texts to CLIP embeddings, regions to maps (SpaText, section 3.1)
+        apart = isinstance(region_guidance_scale, Sequence)
+        condition = replace(condition, **self.st_maps(scenes, apart))
+        if num_images_per_prompt != 1:
+            condition = condition.repeat(num_images_per_prompt)
+        # 4. Guidance: one scale for all, or one for each condition (section 3.3)
+        denoiser = UNetDenoiser(self.unet)
+        if region_guidance_scale is None:
+            denoiser = guided(denoiser, guidance_scale)
+        else:
+            scales = region_guidance_scale if apart else [region_guidance_scale]
+            denoiser = multi_guided(denoiser, [guidance_scale, *scales])
+        # 5. Noise, from a source of its own for each image
+        channels, size = self.unet.config.out_channels, self.unet.config.sample_size
+        shape = (len(condition.text), channels, size, size)
+        sources = generators(shape[0], seed, generator)
+        latents = randn_tensor(shape, sources) if latents is None else latents
+        # 6. The sampling loop
+        x_T = latents.to(self._execution_device)
+        return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
+
+    def check(self, scene: Scene) -> None:
+        """Warns of more regions than the model was trained with, and of truncated texts."""
+        most, n = self.config.most_regions, len(scene.regions)
+        if most is not None and n > most:
+            warn(
+                f"the scene has {n} regions and the model was trained with {most} at most: "
+                "some may be missing or distorted; use fewer",
+                stacklevel=4,
+            )
+        limit = self.clip.context_length
+        for k, region in enumerate(scene.regions):
+            long = len(region.text.encode()) > limit - 2  # a token is one byte at least
+            if long and (rest := truncated(self.clip.tokenizer, region.text, limit)):
+                warn(
+                    f"regions[{k}].text is longer than the {limit} tokens that CLIP reads: "
+                    f"{rest!r:.80} is truncated; shorten it",
+                    stacklevel=4,
+                )
 
     @torch.no_grad()
-    def condition_apart(self, scenes: Sequence[Scene]) -> Condition:
-        """The same with each region's own map beside the whole, for a guidance scale a region.
+    def encode_captions(
+        self, captions: Sequence[str], negative_prompt: str | Sequence[str] | None = None
+    ) -> Condition:
+        """The condition of captions alone, without a map.
 
-        Raises ValueError where the scenes do not have equally many regions, or none.
+        Args:
+            negative_prompt: text of the null condition, or one per caption; "" by default.
+        """
+        negative, b = negative_prompt or "", len(captions)
+        texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
+        if self.text_encoder is None:  # the pixel variant; its null is the zero vector
+            known = self.embed(texts if negative else captions)
+            known = known if negative else torch.cat([known, torch.zeros_like(known[:1])])
+            states = caption_state(known)
+        else:
+            parts = self.text_encoder, self.tokenizer
+            states = hidden_states(*parts, texts, self._execution_device)
+        null = states[b:]
+        null = repeat(null, "1 l c -> b l c", b=b) if isinstance(negative, str) else null
+        return Condition(states[:b], null)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
+        """The embeddings that the map holds for region texts: P(CLIP_txt(text)), or without a prior
+        the text embeddings themselves (SpaText, section 3.1)."""
+        embeddings = self.clip.encode_text(list(texts))
+        return embeddings if self.prior is None else self.prior(embeddings)
+
+    def st_map(self, scene: Scene) -> Float[Tensor, "d h w"]:
+        """The spatio-textual map of one scene; zeros where it has no regions."""
+        return self.st_maps([scene])["st_map"][0]
+
+    def st_maps(self, scenes: Sequence[Scene], apart: bool = False) -> dict:
+        """The maps of scenes as fields of a `Condition`: st_map and, if `apart`, region_maps.
+
+        All texts are embedded by one call of CLIP and of the prior, each once. Warns of regions
+        that are smaller than those that the model was trained with.
+
+        Raises:
+            ValueError: where the maps are wanted apart and the scenes do not have equally many
+                regions, or none.
         """
         counts = {len(scene.regions) for scene in scenes}
-        if len(counts) > 1 or 0 in counts:
+        if apart and (len(counts) > 1 or 0 in counts):
             raise ValueError(
-                f"the scenes have {sorted(counts)} regions; for a region_guidance_scale each, "
-                "draw scenes with equally many together, and at least one"
+                f"the scenes have {sorted(counts)} regions; for a region_guidance_scale per "
+                "region, pass scenes with equally many, at least one"
             )
-        size = (self.latent_size, self.latent_size)
-        maps = [region_maps(scene, self.vectors, size, self.map.paint) for scene in scenes]
-        return replace(self.condition(scenes), region_maps=torch.stack(maps, dim=1).unbind())
+        size = (self.unet.config.sample_size,) * 2
+        texts = list(dict.fromkeys(r.text for scene in scenes for r in scene.regions))
+        known = dict(zip(texts, self.embed(texts), strict=True)) if texts else {}
+        maps, parts, least = [], [], self.config.min_area or 0
+        for scene in scenes:
+            if not scene.regions:
+                maps.append(torch.zeros(self._channels, *size, device=self._execution_device))
+                continue
+            embed = lambda own: torch.stack([known[text] for text in own])  # noqa: E731
+            work = inference_map(scene, embed, size, show_work=True)
+            for k, area in enumerate(work["coverage"].mean((-2, -1)).tolist()):
+                if area < least:
+                    warn(
+                        f"regions[{k}] ({scene.regions[k].text!r:.60}) covers {area:.2%} of the "
+                        f"image and the model was trained with {least:.0%} at least: it may be "
+                        "missing; make it larger, or remove what covers it",
+                        stacklevel=4,
+                    )
+            maps.append(work["st_map"])
+            if apart:
+                parts.append(region_maps(work["embeddings"], work["coverage"]))
+        fields = {"st_map": torch.stack(maps)}
+        return fields | ({"region_maps": torch.stack(parts, dim=1).unbind()} if apart else {})
 
-    def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
-        denoiser = self.denoiser()
-        if region_guidance_scale is None:
-            return guided(denoiser, guidance_scale)
-        scales = region_guidance_scale
-        scales = [scales] if isinstance(scales, (int, float)) else list(scales)
-        return multi_guided(denoiser, [guidance_scale, *scales])
+    def condition(self, scenes: Sequence[Scene]) -> Condition:
+        """Captions and maps of scenes, as `stream` makes them, for loops by hand."""
+        captions = self.encode_captions([scene.caption for scene in scenes])
+        return replace(captions, **self.st_maps(scenes))

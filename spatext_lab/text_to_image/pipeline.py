@@ -1,137 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a scene to a picture: the text-to-image model that every method here starts from."""
+"""The text-to-image baseline: samples a scene's caption and ignores its regions."""
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 from einops import repeat
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from spatext_lab.clip import hidden_states
 from spatext_lab.diffusion import (
     Condition,
-    Denoiser,
     SampleStep,
     UNetDenoiser,
+    few_threads,
+    generators,
     guided,
-    initial_noise,
     sample,
 )
-from spatext_lab.images import decode, to_images
 from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.folder import ModelFolder
+from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
 
-RegionScale = float | Sequence[float] | None
-
-
-def listed(scenes: Scene | Sequence[Scene]) -> list[Scene]:
-    """Several scenes as a list, or one as a list of one."""
-    return [scenes] if isinstance(scenes, Scene) else list(scenes)
+Scenes = Scene | Sequence[Scene]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class TextToImagePipeline(ModelFolder):
-    """Draws a scene's caption and takes no notice of its regions: the floor that SpaText lifts.
+class TextToImagePipeline(ScenePipeline):
+    """Samples images of captions; a scene's regions are ignored. What every method starts from.
 
-    The parts are plain `diffusers` and `transformers` objects: unet, vae, text_encoder, tokenizer,
-    scheduler.
+    The parts are those of Stable Diffusion, in its folder layout.
+
+    Args:
+        unet: the denoiser.
+        vae: the autoencoder.
+        text_encoder, tokenizer: for the caption.
+        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+
+    Example:
+        >>> pipeline = TextToImagePipeline.from_pretrained(zoo.folder("pocket", "text-to-image"))
+        >>> image = pipeline(Scene("a red ball in a meadow"), seed=3).images[0]
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    model_cpu_offload_seq = "text_encoder->unet->vae"
 
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler) -> None:
-        for part in (unet, vae, text_encoder):
-            if isinstance(part, torch.nn.Module):
-                part.eval()
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        self.tokenizer, self.scheduler = tokenizer, scheduler
-
-    @property
-    def device(self) -> torch.device:
-        """Where the U-Net's weights are."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents."""
-        return self.unet.config.sample_size
-
-    @property
-    def picture_size(self) -> int:
-        """Height and width of the pictures, in pixels: each downsampling halves them."""
-        return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderTiny | AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=unet.eval(),
+            vae=vae.eval(),
+            text_encoder=text_encoder.eval(),
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+        )
 
     @torch.no_grad()
-    def text_states(self, texts: list[str]) -> Float[Tensor, "b l c"]:
-        """What the text encoder makes of texts, padded to its full length."""
-        ids = self.tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(ids.to(self.device)).last_hidden_state
+    def __call__(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[..., dict] | None = None,
+        return_dict: bool = True,
+        **unknown,
+    ) -> ImagePipelineOutput | tuple:
+        """Images of the captions of one scene or of several.
+
+        Args:
+            scenes: a `Scene`, or a list of them; their regions are ignored.
+            seed: image k is sampled with seed `seed` + k; the same seed, caption and settings give
+                the same image on the same machine. 0 where no `generator` is passed.
+            num_inference_steps: denoising steps, each one network call.
+            guidance_scale: 1.0 is no guidance.
+            negative_prompt: text in place of the empty caption in the null condition; or one text
+                per scene.
+            num_images_per_prompt: images per scene.
+            generator: torch generator, or one per image, in place of `seed`.
+            latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
+            output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
+            callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
+                latents in the dict that it returns replace x_t.
+            return_dict: False for a tuple in place of the output object.
+
+        Returns:
+            An output with `.images`: for each scene its images in a row, always a list or a batch.
+
+        Raises:
+            ValueError: for a setting that is out of range; names it.
+        """
+        if unknown:
+            raise unknown_arguments(unknown)
+        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+            # 1. to 5. Captions to latents, step by step: see `stream`
+            for step in self.stream(
+                scenes,
+                seed=seed,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                latents=latents,
+            ):
+                if callback_on_step_end is not None:
+                    given = {"latents": step.x_t}
+                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
+                    step.x_t = given["latents"]
+                bar.update()
+            # 6. Latents to images
+            images = x_0 = step.x_t
+            if output_type != "latent":
+                scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+                pixels = self.vae.decode(scaled).sample
+                images = self.image_processor.postprocess(pixels, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images) if return_dict else (images,)
 
     @torch.no_grad()
-    def captions(self, captions: Sequence[str]) -> Condition:
-        """What the network is told of the captions alone."""
-        text = self.text_states([*captions, ""])
-        return Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=len(captions)))
+    def stream(
+        self,
+        scenes: Scenes,
+        *,
+        seed: int | None = None,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 2.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b c h w"] | None = None,
+    ) -> Iterator[SampleStep]:
+        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step.
+
+        Arguments and errors are those of `__call__`; errors come at once, not at the first step.
+        """
+        # 1. Scenes to captions
+        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        captions = [scene.caption for scene in scenes]
+        # 2. Captions to hidden states of the text encoder
+        condition = self.encode_captions(captions, negative_prompt)
+        if num_images_per_prompt != 1:
+            condition = condition.repeat(num_images_per_prompt)
+        # 3. Guidance
+        denoiser = guided(UNetDenoiser(self.unet), guidance_scale)
+        # 4. Noise, from a source of its own for each image
+        channels, size = self.unet.config.out_channels, self.unet.config.sample_size
+        shape = (len(condition.text), channels, size, size)
+        sources = generators(shape[0], seed, generator)
+        latents = randn_tensor(shape, sources) if latents is None else latents
+        # 5. The sampling loop
+        x_T = latents.to(self._execution_device)
+        return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
+
+    @torch.no_grad()
+    def encode_captions(
+        self, captions: Sequence[str], negative_prompt: str | Sequence[str] | None = None
+    ) -> Condition:
+        """The condition of captions.
+
+        Args:
+            negative_prompt: text of the null condition, or one per caption; "" by default.
+        """
+        negative, b = negative_prompt or "", len(captions)
+        texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
+        parts = self.text_encoder, self.tokenizer
+        states = hidden_states(*parts, texts, self._execution_device)
+        null = states[b:]
+        null = repeat(null, "1 l c -> b l c", b=b) if isinstance(negative, str) else null
+        return Condition(states[:b], null)
 
     def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """What the network is told of the scenes: here the captions."""
-        return self.captions([scene.caption for scene in scenes])
-
-    def stream(self, scenes: Scene | Sequence[Scene], **settings) -> Iterator[SampleStep]:
-        """The sampling loop as a generator: x_t and the predicted x_0 (latents) of each step."""
-        return self.sample(self.condition(listed(scenes)), **settings)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: Condition,
-        *,
-        seed: int = 0,
-        steps: int = 10,
-        guidance_scale: float = 2.0,
-        region_guidance_scale: RegionScale = None,
-    ) -> Iterator[SampleStep]:
-        """The same for conditions that were made by hand; settings as in `__call__`."""
-        denoiser = self._guided(guidance_scale, region_guidance_scale)
-        shape = (self.unet.config.out_channels, self.latent_size, self.latent_size)
-        x_t = initial_noise(range(seed, seed + len(condition)), shape).to(self.device)
-        yield from sample(denoiser, self.scheduler, x_t, condition, steps)
-
-    @torch.no_grad()
-    def __call__(self, scenes: Scene | Sequence[Scene], **settings):
-        """A picture of a scene (seed `seed`), or a list of pictures (seeds `seed`, `seed` + 1 ...).
-
-        seed: the same seed, scene and settings give the same picture on the same machine.
-        steps: denoising steps, each one network call.
-        guidance_scale: 1.0 is off. With `region_guidance_scale` it belongs to the caption alone.
-        region_guidance_scale: None for one scale for all (2 passes a step); a number for the map's
-            own scale (3 passes a step in one call); a sequence for a scale for each region
-            (regions + 2 passes). Only a pipeline with a map takes it.
-
-        Raises ValueError for settings out of range.
-        """
-        for step in self.stream(scenes, **settings):
-            # the last x_0: x_t itself where `steps` divides the schedule, and free of noise always
-            latents = step.x_0
-        pictures = self.decode(latents)
-        return pictures[0] if isinstance(scenes, Scene) else pictures
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
-        """Pictures of latents."""
-        return to_images(decode(self.vae, latents))
-
-    def denoiser(self) -> Denoiser:
-        """The network as sampling and training call it."""
-        return UNetDenoiser(self.unet)
-
-    def _guided(self, guidance_scale: float, region_guidance_scale: RegionScale) -> Denoiser:
-        if region_guidance_scale is not None:
-            raise ValueError(
-                f"region_guidance_scale is {region_guidance_scale}; a text-to-image model has no "
-                "regions, leave it out"
-            )
-        return guided(self.denoiser(), guidance_scale)
+        """The captions of scenes, as `stream` encodes them, for loops by hand."""
+        return self.encode_captions([scene.caption for scene in scenes])

@@ -111,7 +111,7 @@ def _look(
     tour: Tour, pipeline: SpaTextPipeline, todo: Sequence[Task]
 ) -> tuple[dict[str, float], Image.Image]:
     """The numbers on validation scenes, and the tour's own scene drawn."""
-    pictures = pipeline([tour.scene, *(task.scene for task in todo)], **tour.settings)
+    pictures = pipeline([tour.scene, *(task.scene for task in todo)], **tour.settings).images
     found = scores(todo, pictures[1:], tour.judge)
     return {name: found[name] for name in ("local_iou", "region_accuracy")}, pictures[0]
 

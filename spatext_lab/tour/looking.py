@@ -89,7 +89,7 @@ def with_and_without(tour: Tour) -> list[Html]:
     seeds = range(tour.budget.seeds)
     plain = Scene(tour.scene.caption)
     pictures = {
-        name: tour.spatext([asked] * len(seeds), **tour.settings)
+        name: tour.spatext([asked] * len(seeds), **tour.settings).images
         for name, asked in (("without", plain), ("with", tour.scene))
     }
     return [
@@ -134,8 +134,8 @@ def sweep(tour: Tour) -> list[Html]:
         row: list[str | Html] = [f"caption {caption:g}"]
         for region in scales:
             made = {"guidance_scale": caption, "region_guidance_scale": region}
-            made["steps"] = tour.budget.denoising_steps
-            pictures = tour.spatext(asked, **made)
+            made["num_inference_steps"] = tour.budget.denoising_steps
+            pictures = tour.spatext(asked, **made).images
             iou = scores(todo, pictures[1:], tour.judge)["local_iou"]
             found[f"{caption:g}/{region:g}"] = iou
             alt = f"Drawn with caption scale {caption:g} and map scale {region:g}"

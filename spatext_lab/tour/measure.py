@@ -22,7 +22,7 @@ def section(tour: Tour) -> list[Html]:
     for method in NAMES:
         settings = METHODS[method].settings
         if settings:
-            settings = settings | {"steps": tour.budget.denoising_steps}
+            settings = settings | {"num_inference_steps": tour.budget.denoising_steps}
         found[method] = evaluate(
             method, scenes=tour.budget.scenes, model=tour.model, settings=settings
         )

@@ -57,7 +57,9 @@ def section(tour: Tour) -> list[Html]:
     pool = cached(tour, CocoSubset(tuple(learned), tour.photos.reports[0]))
     drawn = {}
     for reading in learn(tour, pool, tour.budget.photo_steps, 2):
-        drawn[reading.step] = reading.pipeline([scene for _, scene in squares], **tour.settings)
+        drawn[reading.step] = reading.pipeline(
+            [scene for _, scene in squares], **tour.settings
+        ).images
     before, after = drawn.values()
     tour.page.facts["photos"] = {
         "learned_from": len(pool), "shown": len(shown), "steps": tour.budget.photo_steps,

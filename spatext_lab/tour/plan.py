@@ -28,7 +28,7 @@ COCO_SCENES = 256  # training scenes of the shipped COCO-format subset
 class Budget:
     """How much of everything; the defaults keep two cores busy for about four minutes."""
 
-    denoising_steps: int = JOINT["steps"]
+    denoising_steps: int = JOINT["num_inference_steps"]
     seeds: int = 4  # pictures of the scene, with the map and without
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)  # of each condition, in the sweep
     swept: int = 7  # validation scenes that give the number of a cell
@@ -69,7 +69,7 @@ class Tour:
     @property
     def settings(self) -> dict:
         """Sampling settings of all pictures but the sweep's."""
-        return JOINT | {"steps": self.budget.denoising_steps}
+        return JOINT | {"num_inference_steps": self.budget.denoising_steps}
 
     @classmethod
     def load(cls, model: str, **rest: Any) -> Tour:

@@ -16,13 +16,13 @@ def section(tour: Tour) -> list[Html]:
     """The tokens, and the pictures; or why this scene cannot be said."""
     lead = prose(
         "ReCo needs no map. Each edge of a region's box is rounded to one of "
-        f"{tour.reco.sentences.bins} positions, each position is a word, and four of them stand "
-        "before the region's text. The text encoder reads it all as one sentence. What is as wide "
-        "as the picture, such as a sky, is left to the caption here."
+        f"{tour.reco.position_tokens.bins} positions, each position is a token, and four of them "
+        "stand before the region's text. The text encoder reads it all as one sequence. What is as "
+        "wide as the image, such as a sky, is left to the caption here."
     )
     asked = Scene(tour.scene.caption, list(_things(tour.scene)))
     try:
-        sentence = tour.reco.sentence(asked)
+        sentence = tour.reco.tokens(asked)
     except ValueError as error:
         tour.page.facts["sentence"] = {"refused": str(error)}
         return [lead, prose(f"This scene cannot be said so: {error}.")]
@@ -52,7 +52,7 @@ def _things(scene: Scene) -> Iterator[Region]:
 
 
 def _pictures(tour: Tour, asked: Scene) -> list[tuple[Html, str]]:
-    settings = RECO | {"steps": tour.budget.denoising_steps}
+    settings = RECO | {"num_inference_steps": tour.budget.denoising_steps}
     cells = []
     for seed, picture in enumerate(tour.reco([asked] * tour.budget.seeds, **settings)):
         label = f"ReCo, seed {seed}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diffusion model learns from, computed once: latents, and vectors of segments.
+"""What a diffusion model is trained on, computed once: latents, and embeddings of segments.
 
-The autoencoder and CLIP stay fixed while a U-Net learns, so each picture goes through them once.
-Segments are kept as their coverage of the latent's cells, which is all that a map is painted from.
+The autoencoder and CLIP stay fixed while a U-Net is trained, so each image passes through them
+once. Segments are kept as their coverage of the latent's cells, which is all that a map needs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from diffusers import SchedulerMixin
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spatext_lab.clip import Clip
@@ -18,44 +19,63 @@ from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import encode, to_tensor
-from spatext_lab.scene import Region
+from spatext_lab.scene import Scene
 from spatext_lab.spatext.representation import coverage
 
-SEGMENTS = 6  # kept per picture, the largest first
+SEGMENTS = 6  # kept per image, the largest first
 _CHUNK = 32
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to learn from."""
+    """A training example: an image, its captions, and the scene that it shows."""
 
     image: np.ndarray  # uint8 (H, W, 3)
     captions: tuple[str, ...]
-    masks: np.ndarray | None = None  # bool (k, H, W), disjoint; SpaText reads these
-    texts: tuple[str, ...] = ()  # of the k segments
-    regions: tuple[Region, ...] = ()  # ReCo reads these
+    scene: Scene  # its regions as masks for SpaText, as boxes for ReCo
 
 
 @dataclass(frozen=True)
 class Cache:
-    """n pictures as tensors; what CLIP and the segments give is None where no CLIP was given."""
+    """n training examples as tensors.
+
+    ReCo reads `scenes`; SpaText reads what CLIP made of their segments, where a CLIP was passed.
+
+    Args:
+        latents: unit-variance latents of the images.
+        captions: all captions of each image.
+        scenes: of each image; None where the segments are kept as tensors instead.
+        texts: of the segments of each image, the largest first.
+        embeddings: CLIP image embeddings of up to k = SEGMENTS segments; unused rows are zero.
+        coverage: the segments' coverages of the latent's cells; unused rows are zero.
+        image_embeddings: CLIP embeddings of the whole images.
+    """
 
     latents: Float[Tensor, "n c h w"]
     captions: list[tuple[str, ...]]
-    regions: list[tuple[Region, ...]]
-    texts: list[tuple[str, ...]] | None = None  # of the segments that are kept, the largest first
-    vectors: Float[Tensor, "n k d"] | None = None
-    cover: Float[Tensor, "n k h w"] | None = None
-    pictures: Float[Tensor, "n d"] | None = None  # CLIP's vectors of the whole pictures
+    scenes: list[Scene] | None = None
+    texts: list[tuple[str, ...]] | None = None
+    embeddings: Float[Tensor, "n k d"] | None = None
+    coverage: Float[Tensor, "n k h w"] | None = None
+    image_embeddings: Float[Tensor, "n d"] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def draw_captions(self, index: Tensor, generator: torch.Generator) -> list[str]:
-        """One caption of each picture, at random."""
+        """One caption of each image in `index`, uniformly at random."""
         u = torch.rand(len(index), generator=generator)
         rows = (self.captions[i] for i in index.tolist())
         return [row[int(x * len(row))] for row, x in zip(rows, u.tolist(), strict=True)]
+
+
+def draw_noise(
+    x_0: Float[Tensor, "b c h w"], scheduler: SchedulerMixin, generator: torch.Generator
+) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
+    """The noise and the uniform timesteps of a training step, on the CPU."""
+    noise = torch.randn(x_0.shape, generator=generator)
+    steps = scheduler.config.num_train_timesteps
+    return noise, torch.randint(steps, (len(x_0),), generator=generator)
 
 
 def pocket_images(split: str, indices: Iterable[int]) -> Float[Tensor, "b 3 64 64"]:
@@ -64,44 +84,48 @@ def pocket_images(split: str, indices: Iterable[int]) -> Float[Tensor, "b 3 64 6
 
 
 def pocket_examples(count: int) -> Iterator[Example]:
-    """The first `count` training scenes of the pocket world."""
+    """The first `count` training scenes of the pocket world, their segments as masks."""
     for i in range(count):
         item = pocket_item("train", i)
-        masks = np.stack([s.mask for s in item.segments])
-        yield Example(item.image, item.captions, masks, tuple(s.text for s in item.segments))
+        yield Example(item.image, item.captions, item.scene)
 
 
 def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
-    """The centre squares of a COCO subset's pictures, with all captions of each."""
+    """The centre squares of a COCO subset's photos, `size` pixels wide, with all their captions."""
     for item in subset.items:
         image, scene = item.square(size)
         if scene.regions:
-            texts = tuple(region.text for region in scene.regions)
-            yield Example(image, item.captions, scene.visible_masks(size, size), texts)
+            yield Example(image, item.captions, scene)
 
 
 @torch.no_grad()
 def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
-    """Runs the autoencoder, and CLIP on the largest segments, over all examples once."""
-    latents, captions, regions, segments, pictures = [], [], [], [], []
+    """Runs the autoencoder, and CLIP on the largest segments, over all examples once.
+
+    Args:
+        total: how many examples there are, for the progress bar.
+        clip: embeds the segments; None to keep the scenes instead.
+    """
+    latents, captions, scenes, segments, whole = [], [], [], [], []
     bar = Progress(total=total, desc="caching", unit="image")
     for chunk in _chunks(examples):
         images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
         latents.append(encode(vae, images).cpu())
         captions += [e.captions for e in chunk]
-        regions += [e.regions for e in chunk]
-        if clip is not None:
+        if clip is None:
+            scenes += [e.scene for e in chunk]
+        else:
             images, size = (images / 2 + 0.5).to(clip.device), latents[0].shape[-2:]
-            pictures.append(clip.images(images).cpu())
+            whole.append(clip.encode_images(images).cpu())
             pairs = zip(images, chunk, strict=True)
-            segments += [_segments(image, example, clip, size) for image, example in pairs]
+            segments += [_segments(image, example.scene, clip, size) for image, example in pairs]
         bar.update(len(chunk))
     bar.close()
     if clip is None:
-        return Cache(torch.cat(latents), captions, regions)
-    texts, vectors, cover = zip(*segments, strict=True)
-    stacks = torch.stack(vectors), torch.stack(cover), torch.cat(pictures)
-    return Cache(torch.cat(latents), captions, regions, list(texts), *stacks)
+        return Cache(torch.cat(latents), captions, scenes)
+    texts, embeddings, covered = zip(*segments, strict=True)
+    stacks = torch.stack(embeddings), torch.stack(covered), torch.cat(whole)
+    return Cache(torch.cat(latents), captions, None, list(texts), *stacks)
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -116,13 +140,15 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def _segments(
-    image: Tensor, example: Example, clip: Clip, size: tuple[int, int]
+    image: Tensor, scene: Scene, clip: Clip, size: tuple[int, int]
 ) -> tuple[tuple[str, ...], Float[Tensor, "k d"], Float[Tensor, "k h w"]]:
-    """Texts, vectors and coverages of the SEGMENTS largest segments, zero rows where fewer."""
-    largest = np.argsort(-example.masks.sum((1, 2)), kind="stable")[:SEGMENTS]
-    chosen = torch.from_numpy(example.masks[largest])
-    vectors, cover = torch.zeros(SEGMENTS, clip.width), torch.zeros(SEGMENTS, *size)
+    """Texts, embeddings and coverages of the SEGMENTS largest segments, zero rows where fewer."""
+    masks = scene.visible_masks(*image.shape[-2:])
+    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:SEGMENTS]
+    chosen = torch.from_numpy(masks[largest])
+    embeddings = torch.zeros(SEGMENTS, clip.embedding_dim)
+    covered = torch.zeros(SEGMENTS, *size)
     images = image.expand(len(chosen), *image.shape)
-    vectors[: len(chosen)] = clip.segments(images, chosen.to(image.device)).cpu()
-    cover[: len(chosen)] = coverage(chosen, size)
-    return tuple(example.texts[i] for i in largest), vectors, cover
+    embeddings[: len(chosen)] = clip.encode_segments(images, chosen.to(image.device)).cpu()
+    covered[: len(chosen)] = coverage(chosen, size)
+    return tuple(scene.regions[i].text for i in largest), embeddings, covered

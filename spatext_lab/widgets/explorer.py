@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spatext_lab.diffusion import UNetDenoiser, initial_noise, to_x0_eps
+from spatext_lab.diffusion import UNetDenoiser, initial_noise, multi_guided, sample, to_x0_eps
 from spatext_lab.figures.png import enlarged
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
@@ -96,12 +96,13 @@ def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: boo
 
     seeds = asked["seeds"]
     cells = list(product(asked["captions"], asked["maps"], asked["steps"]))
-    condition = pipeline.condition([scene] * len(seeds))
+    condition, size = pipeline.condition([scene] * len(seeds)), pipeline.latent_size
+    x_T = initial_noise(seeds, (pipeline.unet.config.out_channels, size, size)).to(pipeline.device)
     pictures = {}
     for s, r, steps in tqdm(cells, "drawing the grid", disable=not progress, leave=False):
-        settings = {"guidance_scale": s, "region_guidance_scale": r, "steps": steps}
-        *_, last = pipeline.sample(condition, seed=0, **settings)
-        for seed, picture in zip(seeds, pipeline.decode(last.x_0), strict=True):
+        denoiser = multi_guided(UNetDenoiser(pipeline.unet), [s, r])
+        *_, last = sample(denoiser, pipeline.scheduler, x_T, condition, steps)
+        for seed, picture in zip(seeds, pipeline.decode(last.x_t), strict=True):
             pictures[s, r, steps, seed] = _webp(picture)
     film = directions(pipeline, scene, steps=max(asked["steps"]))
     return Grid(asked, pictures, tuple({k: _webp(v) for k, v in step.items()} for step in film))
@@ -127,10 +128,11 @@ def directions(
 
     shape = (pipeline.unet.config.out_channels, pipeline.latent_size, pipeline.latent_size)
     x_t, film = initial_noise([seed], shape).to(pipeline.device), []
-    settings = {"guidance_scale": scale, "region_guidance_scale": scale, "steps": steps}
-    for step in pipeline.sample(condition, seed=seed, **settings):
+    guided = multi_guided(network, [scale, scale])
+    for step in sample(guided, pipeline.scheduler, x_t, condition, steps):
         null, caption, map_ = (
-            seen(x_t, step.t, question) for question in (condition.null(), *condition.singles())
+            seen(x_t, step.t, question)
+            for question in (condition.null(), *condition.single_conditions())
         )
         shown = {"null": null, "caption": 128 + caption - null, "map": 128 + map_ - null}
         frame = {name: _picture(values) for name, values in shown.items()}

@@ -45,9 +45,11 @@ class Wish:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the pipeline is told beside the scene."""
-        names = ("seed", "steps", "guidance_scale", "region_guidance_scale")
-        return {name: getattr(self, name) for name in names}
+        """The pipeline's arguments beside the scene; without a region scale for who takes none."""
+        given = {"num_inference_steps": self.steps, "seed": self.seed}
+        given |= {"guidance_scale": self.guidance_scale}
+        apart = self.region_guidance_scale
+        return given if apart is None else given | {"region_guidance_scale": apart}
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scene as ReCo's tokens, and beside them the boxes that the tokens encode.
 
-    Inspector(reco.sentences, scene)     # point at a token, or reach it by Tab, and see its box
+    Inspector(reco.position_tokens, scene)  # point at a token, or reach it by Tab: its box shows
 
 Style sheet and no script, so it works wherever a notebook is shown. The boxes are decoded from
 the tokens: what is shown is what the network gets, rounded to the bins.
@@ -15,7 +15,7 @@ from itertools import cycle
 
 from spatext_lab.figures.png import colour, ink_on
 from spatext_lab.figures.scenes import chip
-from spatext_lab.reco.position_tokens import PositionTokens, Sentence
+from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene
 from spatext_lab.scene.places import Box
 from spatext_lab.widgets.sources import style
@@ -29,7 +29,7 @@ class Inspector:
     """A scene's prompt that a notebook shows as tokens with their boxes.
 
     Args:
-        tokens: the encoder of scenes, a ReCo pipeline's `sentences`.
+        tokens: the encoder of scenes, a ReCo pipeline's `position_tokens`.
         scene:  what to encode.
 
     Raises:
@@ -40,7 +40,7 @@ class Inspector:
     scene: Scene
 
     @property
-    def sentence(self) -> Sentence:
+    def sentence(self) -> TokenSequence:
         """The encoded scene, token by token."""
         return self.tokens.show_work(self.scene)
 
@@ -66,14 +66,14 @@ class Inspector:
         )
 
 
-def _note(sentence: Sentence, scene: Scene) -> str:
+def _note(sentence: TokenSequence, scene: Scene) -> str:
     used = sum(token.region >= 0 for token in sentence.tokens)
     note = f"{used} of {len(sentence.tokens)} tokens used, the rest is padding."
     names = ", ".join(f"{k + 1} ({scene.regions[k].text})" for k in sentence.dropped)
     return note + (f" No room was left for region {names}." if names else "")
 
 
-def _chips(sentence: Sentence) -> str:
+def _chips(sentence: TokenSequence) -> str:
     chips, edges = [], cycle(EDGES)
     for token in sentence.tokens:
         if token.region < 0:  # padding, to the end

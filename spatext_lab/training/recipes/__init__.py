@@ -91,6 +91,12 @@ RECIPES = {
         0.37,
         "generates pocket scenes: a caption, and texts for regions",
     ),
+    "other-maps": Recipe(
+        "other-maps",
+        Plan(steps=10_000, lr=1e-3),
+        0.37,
+        "generates pocket scenes as SpaText does, from another kind of map; for comparison",
+    ),
     "pixel": Recipe(
         "pixel",
         Plan(steps=9000, lr=1e-3),

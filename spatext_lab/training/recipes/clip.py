@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pocket CLIP: pictures, close-ups and black-background crops against their texts."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from open_clip import ClipLoss
 from open_clip.model import CLIP
-from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from spatext_lab.clip import Clip, segment_crop
@@ -39,14 +35,13 @@ def config(vocabulary: int) -> dict:
     }
 
 
-def new_clip(folder: Path) -> Clip:
-    """A CLIP with random weights; `folder` is where its tokenizer is written and read back."""
+def new_clip() -> Clip:
+    """A CLIP with random weights."""
     tokenizer = new_tokenizer(length=CONTEXT)
-    tokenizer.save_pretrained(folder)
     settings = config(len(tokenizer))
     parts = dict(settings["model_cfg"])
     parts["text_cfg"] = {k: v for k, v in parts["text_cfg"].items() if k != "hf_tokenizer_name"}
-    return Clip(CLIP(**parts), HFTokenizer(str(folder), context_length=CONTEXT), settings)
+    return Clip(CLIP(**parts), tokenizer, settings)
 
 
 def close_up(image: Tensor, mask: Tensor, size: int) -> Tensor:
@@ -99,14 +94,13 @@ class _Pairs(torch.nn.Module):
 def make(plan: Plan, device: str) -> Job:
     """open_clip's contrastive loss on pairs of a crop (or picture) and its text."""
     torch.manual_seed(plan.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        clip = new_clip(Path(folder))
+    clip = new_clip()
     loss = ClipLoss()
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         crops, texts = batch(step, generator, clip.image_size)
-        vectors = clip.images(crops.to(clip.device))
-        return loss(vectors, clip.text(texts), clip.model.logit_scale.exp())
+        vectors = clip.encode_images(crops.to(clip.device))
+        return loss(vectors, clip.encode_text(texts), clip.model.logit_scale.exp())
 
     scenes = f"pocket scenes train 0-{plan.steps * SCENES - 1}, no held-out combination"
 

@@ -13,6 +13,7 @@ from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
+from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, save_half
 from spatext_lab.training.loop import Plan
 
@@ -42,10 +43,10 @@ def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
         segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
         picture = to_tensor(item.image[None]) / 2 + 0.5
         masks = torch.stack([torch.from_numpy(s.mask.copy()) for s in segments])
-        crops = clip.segments(picture.expand(len(segments), -1, -1, -1), masks)
+        crops = clip.encode_segments(picture.expand(len(segments), -1, -1, -1), masks)
         caption = item.captions[i % len(item.captions)]
-        text.append(clip.text([*(s.text for s in segments), caption]))
-        image += [crops, clip.images(picture.to(clip.device))]
+        text.append(clip.encode_text([*(s.text for s in segments), caption]))
+        image += [crops, clip.encode_images(picture.to(clip.device))]
     return torch.cat(text).cpu(), torch.cat(image).cpu()
 
 
@@ -55,17 +56,15 @@ def make(plan: Plan, device: str) -> Job:
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(device_of(device))
     text, image = pairs(clip, SCENES)
     line = LinearPrior.fit(text, image)
-    prior = DiffusionPrior(new_transformer(clip.width), noise_schedule(), line)
+    prior = DiffusionPrior(new_transformer(clip.embedding_dim), noise_schedule(), line)
     prior.transformer.clip_mean.requires_grad_(False).copy_(image.mean(0))
     prior.transformer.clip_std.requires_grad_(False).copy_(image.std(0))
-    denoiser, x_0 = PriorDenoiser(prior.transformer), prior.normalise(image)
+    denoiser, x_0 = PriorDenoiser(prior.transformer), prior.normalize(image)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(x_0), (BATCH,), generator=generator)
         drop = torch.rand(BATCH, generator=generator) < DROP
-        noise = torch.randn(BATCH, *x_0.shape[1:], generator=generator)
-        times = prior.scheduler.config.num_train_timesteps
-        t = torch.randint(times, (BATCH,), generator=generator)
+        noise, t = draw_noise(x_0[index], prior.scheduler, generator)
         where = prior.transformer.device
         condition = drop_conditions(text_condition(text[index]), drop, drop).to(where)
         batch = (x_0[index].to(where), condition, t.to(where), noise.to(where))

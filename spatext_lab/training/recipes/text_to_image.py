@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab import zoo
+from spatext_lab.clip import hidden_states
 from spatext_lab.diffusion import (
     Condition,
     UNetDenoiser,
@@ -79,28 +80,24 @@ def make(plan: Plan, device: str, base: str | None = None) -> Job:
     """
     torch.manual_seed(plan.seed)
     if base:
-        folder = zoo.part(base, "text-to-image")
-        model = TextToImagePipeline.from_pretrained(folder, device_of(device))
+        folder = zoo.folder(base, "text-to-image")
+        model = TextToImagePipeline.from_pretrained(folder).to(device_of(device))
     else:
         model = new_pipeline()
     unet, text_encoder, vae = model.unet, model.text_encoder, model.vae
     tokenizer, scheduler, denoiser = model.tokenizer, model.scheduler, UNetDenoiser(unet)
     pool = cache.build(cache.pocket_examples(SCENES), SCENES, vae)
 
-    def states(texts: list[str]) -> Tensor:  # with gradients, unlike the pipeline's own
-        ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-        return text_encoder(ids.to(unet.device)).last_hidden_state
-
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool), (BATCH,), generator=generator)
-        text = states([*pool.draw_captions(index, generator), ""])
+        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        texts = [*pool.draw_captions(index, generator), ""]
+        text = hidden_states(text_encoder, tokenizer, texts, unet.device)  # with gradients
         condition = Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=BATCH))
-        drop = torch.rand(BATCH, generator=generator) < DROP
-        condition = drop_conditions(condition, drop.to(unet.device), drop.to(unet.device))
+        drop = (torch.rand(BATCH, generator=generator) < DROP).to(unet.device)
+        condition = drop_conditions(condition, drop, drop)
         x_0 = pool.latents[index]
-        noise = torch.randn(x_0.shape, generator=generator)
-        t = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
-        x_0, noise, t = x_0.to(unet.device), noise.to(unet.device), t.to(unet.device)
+        noise, t = cache.draw_noise(x_0, scheduler, generator)
+        x_0, t, noise = (each.to(unet.device) for each in (x_0, t, noise))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})

@@ -18,8 +18,9 @@ from transformers import CLIPTextModel
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import COORDINATES
-from spatext_lab.scene import Region
+from spatext_lab.reco.coordinates import COORDINATES
+from spatext_lab.scene import Scene
+from spatext_lab.spatext.prior import ridge_regression
 from spatext_lab.spatext.widen import narrow_input, widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 
@@ -36,7 +37,7 @@ def aided_base(base: TextToImagePipeline, clip: Clip) -> TextToImagePipeline:
     `base` is left as it was. Draws random weights: seed torch before. Raises ValueError where the
     two have different vocabularies.
     """
-    words = clip.config["model_cfg"]["text_cfg"]["vocab_size"]
+    words = clip.settings["model_cfg"]["text_cfg"]["vocab_size"]
     if words != len(base.tokenizer):
         raise ValueError(f"the aids' CLIP has {words} words, the base {len(base.tokenizer)}")
     length = base.text_encoder.config.max_position_embeddings
@@ -68,7 +69,7 @@ def refitted(
         torch.cat([encoder(part).last_hidden_state.flatten(0, 1) for part in ids.split(64)])
         for encoder in (text_encoder, base.text_encoder)
     )
-    across = ridge(new, old)
+    across = ridge_regression(new - new.mean(0), old - old.mean(0), 1e-3)
     changed = copy.deepcopy(unet)
     for name, module in changed.named_modules():
         if name.endswith("attn2"):
@@ -81,30 +82,21 @@ def refitted(
     return changed
 
 
-# ridge regression, as for the linear prior: W = (X^T X + lambda n I)^-1 X^T Y
-def ridge(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> Float[Tensor, "a b"]:
-    """The matrix W with x W nearest to y, both centred; lambda is 0.001."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    damped = x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1], device=x.device)
-    return torch.linalg.solve(damped, x.T @ y)
-
-
 # Esser et al., arXiv 2403.03206, equation 23, from u in [0, 1): t = s u / (1 + (s - 1) u)
-def noisy_times(u: Float[Tensor, "b"], times: int) -> Int[Tensor, "b"]:
-    """Times in 0 ... times - 1, more of them at the noisy end: there the layout is decided."""
-    return (times * SHIFT * u / (1 + (SHIFT - 1) * u)).long().clamp(max=times - 1)
+def noisy_timesteps(t: Int[Tensor, "b"], steps: int) -> Int[Tensor, "b"]:
+    """Uniform timesteps 0 ... steps - 1, shifted to the noisy end: there the layout is decided."""
+    u = (t + 0.5) / steps
+    return (steps * SHIFT * u / (1 + (SHIFT - 1) * u)).long().clamp(max=steps - 1)
 
 
-def box_weights(
-    rows: Sequence[Sequence[Region]], size: tuple[int, int]
-) -> Float[Tensor, "b 1 h w"]:
-    """BOX_WEIGHT in the boxes of each picture and 1 elsewhere, brought to mean 1 over them all.
+def box_weights(scenes: Sequence[Scene], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+    """Loss weights: BOX_WEIGHT in the boxes of each image and 1 elsewhere, scaled to mean 1.
 
-    A box is told to the network, so the weight depends on the condition alone, and the best
-    prediction stays what it is without; a small network spends itself on the things.
+    The boxes are part of the condition, so the weights do not change which prediction is optimal; a
+    small network spends its capacity on the objects.
     """
-    weights = torch.ones(len(rows), 1, *size)
-    for weight, regions in zip(weights, rows, strict=True):
-        for region in regions:
+    weights = torch.ones(len(scenes), 1, *size)
+    for weight, scene in zip(weights, scenes, strict=True):
+        for region in scene.regions:
             weight[0, torch.from_numpy(region.mask_at(*size))] = BOX_WEIGHT
     return weights / weights.mean()

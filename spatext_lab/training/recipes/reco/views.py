@@ -12,7 +12,7 @@ from spatext_lab.datasets.augment import random_view
 from spatext_lab.datasets.coco import read_coco, thing_names
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
-from spatext_lab.scene import Region
+from spatext_lab.scene import Region, Scene
 from spatext_lab.training import cache
 
 SCENES, PER_SKILL = 24_000, 12_000
@@ -49,7 +49,7 @@ def pocket_views(count: int, per_skill: int, size: int, seed: int) -> Iterator[c
 
 def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cache.Example:
     view = random_view(image, captions, regions, size, rng)
-    return cache.Example(view.image, view.captions, regions=view.regions)
+    return cache.Example(view.image, view.captions, Scene(view.captions[0], view.regions))
 
 
 def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:

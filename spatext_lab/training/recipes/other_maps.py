@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rivals of SpaText's map: the same fine-tune with another representation of the regions."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spatext_lab.baselines.other_maps import OtherMapsPipeline
+from spatext_lab.clip import Clip
+from spatext_lab.datasets import pocket
+from spatext_lab.diffusion import UNetDenoiser, drop_conditions, training_loss
+from spatext_lab.spatext.prior import DiffusionPrior
+from spatext_lab.spatext.representation import choose_segments
+from spatext_lab.spatext.widen import widen_input
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.training import cache
+from spatext_lab.training.job import Job, device_of, save_model
+from spatext_lab.training.loop import Plan
+from spatext_lab.training.recipes.spatext import (
+    BATCH,
+    COUNT,
+    DROP,
+    MIN_AREA,
+    base_parts,
+    training_examples,
+)
+
+# The channels of similarity maps: every word that a pocket text can mean.
+WORDS = (*pocket.KINDS, *pocket.COLOURS, *pocket.PATTERNS, *pocket.STUFF)
+
+
+def make(
+    plan: Plan,
+    device: str,
+    data: Path | None = None,
+    base: str = "pocket",
+    representation: Literal["binary", "caption", "similarity"] = "binary",
+) -> Job:
+    """SpaText's fine-tune with another kind of map.
+
+    Args:
+        data: a folder in COCO layout; None for pocket scenes.
+        base: the model to start from, as in recipe spatext.
+        representation: a kind of map, one of ``OtherMapsPipeline`'s`.
+    """
+    torch.manual_seed(plan.seed)
+    model = widened(*base_parts(base, device_of(device)), representation)
+    examples, total, phrase = training_examples(data, model.image_size)
+    pool = cache.build(examples, total, model.vae, model.clip)
+    denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        captions = pool.draw_captions(index, generator)
+        chosen = choose_segments(pool.coverage[index], COUNT, MIN_AREA, generator)
+        texts = [
+            [text for text, on in zip(pool.texts[i], row, strict=False) if on]  # rows are padded
+            for i, row in zip(index.tolist(), chosen.tolist(), strict=True)
+        ]
+        condition = model.encode_captions([*map(model.caption, captions, texts)])
+        covered = (pool.coverage[index] * chosen[..., None, None]).to(model.device)
+        st_map = model.paint(pool.embeddings[index].to(model.device), covered, captions)
+        drop = (torch.rand(2, BATCH, generator=generator) < DROP).to(model.device)
+        condition = drop_conditions(replace(condition, st_map=st_map), *drop)
+        x_0 = pool.latents[index]
+        noise, t = cache.draw_noise(x_0, scheduler, generator)
+        x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))
+        return training_loss(denoiser, x_0, condition, t, noise, scheduler)
+
+    return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+
+
+def widened(
+    base: TextToImagePipeline, clip: Clip, prior: DiffusionPrior | None, representation: str
+) -> OtherMapsPipeline:
+    """The model before its first step: `base`, widened by the channels of its kind of map."""
+    words = WORDS if representation == "similarity" else ()
+    channels = OtherMapsPipeline.channels_of(representation, clip, words)
+    unet = widen_input(base.unet, channels).to(memory_format=torch.channels_last)
+    kind = {"representation": representation, "words": words}
+    limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
+    return OtherMapsPipeline.from_pipe(base, unet=unet, clip=clip, prior=prior, **kind, **limits)
