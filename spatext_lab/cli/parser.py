@@ -276,7 +276,7 @@ def _seed(text: str) -> int:
 
 
 def _licence(text: str) -> int | str:
-    return text if text == "all" else _whole(text, 0, _LARGEST)
+    return text if text == "all" else _whole(text, 1, 8)
 
 
 def _real(text: str) -> float:

@@ -14,10 +14,12 @@ import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from spatext_lab import zoo
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.scene import Scene
 from spatext_lab.tour import adapt, looking, measure, photos, sentence
 from spatext_lab.tour.page import Page, finish, start
@@ -45,6 +47,7 @@ def run(
     scene: Path | None = None,
     model: str = "pocket",
     budget: Budget = Budget(),  # noqa: B008, it is frozen
+    **choice: Unpack[PhotoChoice],
 ) -> Path:
     """Takes the tour and returns the path of its page, whose address is the last line printed.
 
@@ -53,15 +56,18 @@ def run(
     scene:  a scene file; the shipped one by default.
     model:  "pocket" or a folder with the same layout.
     budget: how much of everything.
+    choice: of the COCO folder's photos, see `PhotoChoice`.
 
     Raises ValueError where `out` is something else than a tour or the COCO folder has too few
     photos, FileNotFoundError for a missing scene, model or COCO folder, before the work begins.
     """
+    if choice and not coco:
+        raise ValueError(f"{next(iter(choice))} is passed, but no coco folder to choose from")
     began, out = time.perf_counter(), Path(out).resolve()
     asked = Scene.load(scene or zoo.shipped(SCENE))
     partial = start(out)
     try:
-        found = photos.read(Path(coco), budget) if coco else None
+        found = photos.read(Path(coco), budget, **choice) if coco else None
         with quiet():
             tour = Tour.load(
                 model,

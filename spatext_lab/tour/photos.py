@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 
-from spatext_lab.datasets.coco import CocoItem, CocoSubset, read_coco
+from spatext_lab.datasets.coco import CocoItem, CocoSubset, PhotoChoice, read_coco
 from spatext_lab.evaluation.metrics import psnr
 from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.images import encode, to_tensor
@@ -21,7 +22,7 @@ from spatext_lab.tour.plan import Budget, Photos, Tour
 SPLITS = ("val", "train")  # val first: of the whole COCO, it is read in seconds
 
 
-def read(root: Path, budget: Budget) -> Photos:
+def read(root: Path, budget: Budget, **choice: Unpack[PhotoChoice]) -> Photos:
     """Photos that keep a region in their square, some to show and at least one to learn from.
 
     Raises FileNotFoundError where `root` is no COCO folder, ValueError where too few can be used.
@@ -36,7 +37,7 @@ def read(root: Path, budget: Budget) -> Photos:
     reports, wanted = [], budget.photos + budget.shown
     for split in splits:
         if len(items) < wanted:
-            subset = read_coco(root, split, limit=wanted - len(items))
+            subset = read_coco(root, split, limit=wanted - len(items), **choice)
             items += [item for item in subset.items if item.square(SIZE)[1].regions]
             reports.append(subset.report)
             print(subset.report.text())

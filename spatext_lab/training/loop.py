@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from diffusers import SchedulerMixin
 from diffusers.training_utils import EMAModel
 
 from spatext_lab.training.plan import Device, Plan, device_of
@@ -95,21 +94,3 @@ class Trainer:
         """Replaces the weights by their moving average, which is what is saved and measured."""
         self.ema.copy_to(self.weights)
         self.module.eval()
-
-
-def noise_and_times(
-    x_0: torch.Tensor, scheduler: SchedulerMixin, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise of x_0's shape and a timestep for each of its images, drawn in this order.
-
-    Args:
-        x_0: latents (b, c, h, w) or vectors (b, d), on the CPU.
-        scheduler: has the number of timesteps T.
-        generator: a CPU generator.
-
-    Returns:
-        Standard normal noise of x_0's shape, and int64 timesteps (b,) from 0 to T - 1.
-    """
-    noise = torch.randn(x_0.shape, generator=generator)
-    times = scheduler.config.num_train_timesteps
-    return noise, torch.randint(times, (len(x_0),), generator=generator)

@@ -34,22 +34,33 @@ class Option:
 
 @cache
 def options(module: str, function: str) -> dict[str, Option]:
-    """The parameters of a module's function (or a class's method, "Class.method") by name."""
-    body = _tree(module).body
-    *outer, name = function.split(".")
-    for each in outer:
-        (found,) = (n for n in body if isinstance(n, ast.ClassDef) and n.name == each)
-        body = found.body
-    (node,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == name)
+    """The parameters of a module's function by name.
+
+    Args:
+        module: the dotted name of a module of this project.
+        function: a function in it, a method as "Class.method", or a TypedDict, whose fields are
+            the parameters of functions that take it as `**name: Unpack[...]`.
+    """
+    module, node = _found(module, function)
+    words = _explained(ast.get_docstring(node) or "")
+    if isinstance(node, ast.ClassDef):
+        fields = (n for n in node.body if isinstance(n, ast.AnnAssign))
+        pairs: Any = [(ast.arg(n.target.id, n.annotation), ast.Constant(None)) for n in fields]
+        return {a.arg: _option(module, a, default, words.get(a.arg, "")) for a, default in pairs}
     usual: list = [None] * (len(node.args.args) - len(node.args.defaults)) + node.args.defaults
     pairs = zip(node.args.args + node.args.kwonlyargs, usual + node.args.kw_defaults, strict=True)
-    words = _explained(ast.get_docstring(node) or "")
-    return {a.arg: _option(module, a, default, words.get(a.arg, "")) for a, default in pairs}
+    found = {a.arg: _option(module, a, default, words.get(a.arg, "")) for a, default in pairs}
+    unpacked = node.args.kwarg and ast.unparse(node.args.kwarg.annotation)
+    if unpacked and unpacked.startswith("Unpack["):
+        found |= options(module, unpacked.removeprefix("Unpack[").removesuffix("]"))
+    return found
 
 
 def names(module: str, variable: str) -> tuple[str, ...]:
     """The texts in a module's variable: a Literal, a tuple, or the keys of a dictionary."""
-    node = _value(module, variable)
+    _, node = _found(module, variable)
+    if isinstance(node, ast.ClassDef):
+        return ()
     inner = node.keys if isinstance(node, ast.Dict) else ast.walk(node)
     return tuple(n.value for n in inner if isinstance(n, ast.Constant) and isinstance(n.value, str))
 
@@ -84,25 +95,33 @@ def _alternatives(annotation: ast.expr | None) -> list[ast.expr]:
 
 def _constant(module: str, node: ast.expr | None) -> Any:
     if isinstance(node, ast.Name):
-        node = _value(module, node.id)
+        _, node = _found(module, node.id)
     try:
         return None if node is None else ast.literal_eval(node)
     except ValueError:
         return None
 
 
-def _value(module: str, variable: str) -> ast.expr:
-    """What a module assigns to a variable; a name that it imports is looked up where it is from."""
-    for node in _tree(module).body:
+def _found(module: str, name: str) -> tuple[str, ast.AST]:
+    """What a module means by a name, and the module that it is from: a function, a class, or the
+    expression that is assigned to it."""
+    outer, _, inner = name.rpartition(".")
+    body = _tree(module).body
+    if outer:
+        module, node = _found(module, outer)
+        body = node.body
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == inner:
+            return module, node
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(t, ast.Name) and t.id == variable for t in targets):
-                return node.value
-        elif isinstance(node, ast.ImportFrom):
+            if any(isinstance(t, ast.Name) and t.id == inner for t in targets):
+                return module, node.value
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (alias.asname or alias.name) == variable:
-                    return _value(node.module, alias.name)
-    raise LookupError(f"{module} has no {variable}")
+                if (alias.asname or alias.name) == inner:
+                    return _found(node.module, alias.name)
+    raise LookupError(f"{module} has no {name}")
 
 
 @cache

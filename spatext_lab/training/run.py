@@ -60,7 +60,6 @@ def run(
         FileNotFoundError: nothing to resume.
     """
     recipe = _recipe(name, options)
-    given = {key: value for key, value in options.items() if value is not None}
     steps = recipe.plan.steps if steps is None else steps
     plan = replace(recipe.plan, seed=seed, steps=steps)
     device_of(device)
@@ -68,12 +67,12 @@ def run(
     _refuse_foreign(out, name)
     saved = out.with_name(out.name + ".checkpoint")
     with checkpoint.writing(saved):
-        made = _made(recipe, given)
+        made = _made(recipe, options)
         if resume:
             checkpoint.check(saved, plan, made)  # now, not after minutes of caching
         minutes = plan.steps * recipe.seconds_per_step / 60
         print(f"{name}: {steps} steps, about {minutes:.0f} min on one CPU core; result in {out}")
-        job = recipe.make(plan, device, **given)
+        job = recipe.make(plan, device, **options)
         trainer = Trainer(job.module, job.loss_at, job.plan, device)
         if resume:
             checkpoint.load(trainer, saved, made)
@@ -81,7 +80,7 @@ def run(
             checkpoint.set_aside(saved)
         _train(trainer, saved, made)
         trainer.use_average()
-        _write_model(out, job, _facts(recipe, job, trainer, given))
+        _write_model(out, job, _facts(recipe, job, trainer, options))
     return out
 
 
@@ -90,7 +89,7 @@ def _recipe(name: str, options: dict[str, Any]) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r:.40}; there are {', '.join(RECIPES)}")
     for key, value in options.items():
-        if key not in RECIPES[name].options and value is not None:
+        if key not in RECIPES[name].options:
             able = [recipe.name for recipe in RECIPES.values() if key in recipe.options]
             raise ValueError(
                 f"{key} is {_short(value)}; {name} has no such option, "
@@ -185,13 +184,19 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
         "recipe": recipe.name,
         "use": recipe.use,
         "data": job.data,
-        "given": {key: _short(value) for key, value in given.items() if value is not False},
+        "given": _given(given),
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
         "hardware": _hardware(trainer.accelerator.device),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
     }
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were used; no choice of licences (None) is "all", as it is typed."""
+    used = {key: "all" if key == "licences" and v is None else v for key, v in options.items()}
+    return {key: _short(v) for key, v in used.items() if v is not None and v is not False}
 
 
 def _short(value: Any) -> Any:

@@ -92,7 +92,7 @@ USAGE = {
     "a value for a switch": "train reco --aided yes",
     "an unknown protocol": "evaluate --method reco --protocol words",
     "an unknown method's tables": "ablation --method pixel --out x",
-    "an unknown licence": "data coco --root . --split val --licences by",
+    "an unknown licence": "data coco --root . --split val --licences 12",
 }
 
 
@@ -462,15 +462,16 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
     monkeypatch.setattr(read, lambda **k: calls.append(("coco", k)) or 1 / 0)
     typed("train clip")
     typed("train reco --bins 64 --aided --base b --data d --seed 3")
-    typed("tour --out o --model m")
+    typed("tour --out o --model m --coco c --licences all --min-area 0.1 --categories a b")
     with pytest.raises(ZeroDivisionError):
         typed("data coco --root r --split val --licences all --regions 1 9 --categories a b")
     reco = {"bins": 64, "aided": True, "base": "b", "data": Path("d"), "seed": 3}
+    chosen = {"licences": None, "min_area": 0.1, "categories": ("a", "b")}
     coco = {"root": "r", "split": "val", "licences": None, "regions": (1, 9)}
     assert calls == [
         ("clip", {}),
         ("reco", reco),
-        ("tour", {"out": Path("o"), "model": "m"}),
+        ("tour", {"out": Path("o"), "model": "m", "coco": Path("c")} | chosen),
         ("coco", coco | {"categories": ("a", "b")}),
     ]
 

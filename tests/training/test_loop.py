@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch.testing import assert_close
 
-from spatext_lab.training.loop import Trainer, noise_and_times
+from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Plan, device_of
 from tests.training import toy
 
@@ -152,17 +151,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(bad):
     assert all(torch.isfinite(weight).all() for weight in run.weights)
 
 
-# --- what is drawn, and where ---------------------------------------------------------------------
-
-
-def test_noise_and_times_are_the_generators_next_numbers():
-    scheduler = DDIMScheduler(num_train_timesteps=10)
-    ours, plain = (torch.Generator().manual_seed(4) for _ in range(2))
-    noise, t = noise_and_times(torch.zeros(6, 2, 3), scheduler, ours)
-    assert torch.equal(noise, torch.randn(6, 2, 3, generator=plain))
-    assert torch.equal(t, torch.randint(0, 10, (6,), generator=plain))
-    many = noise_and_times(torch.zeros(2000, 1), scheduler, ours)[1]
-    assert set(many.tolist()) == set(range(10))
+# --- where ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.training.options import names, options
 from spatext_lab.training.recipes import RECIPES
 from tests.training import toy
@@ -38,7 +39,6 @@ def test_every_form_of_an_option():
         ("spatext_lab.training.run", "run"),
         ("spatext_lab.datasets.coco.read", "read_coco"),
         ("spatext_lab.evaluation.report", "evaluate"),
-        ("spatext_lab.tour", "run"),
     ],
 )
 def test_names_and_defaults_are_pythons_own(module, function):
@@ -50,6 +50,15 @@ def test_names_and_defaults_are_pythons_own(module, function):
     for parameter in plain:
         if isinstance(parameter.default, int | float | str | bool | tuple):
             assert found[parameter.name].default == parameter.default, parameter.name
+
+
+def test_unpacked_fields_are_options():
+    """`**choice: Unpack[PhotoChoice]` has the fields of a TypedDict that is imported."""
+    found = options("spatext_lab.tour", "run")
+    assert list(found) == ["out", "coco", "scene", "model", "budget", *PhotoChoice.__annotations__]
+    assert (found["licences"].kind, found["licences"].number) == ("int", "+")
+    assert found["min_area"].help.startswith("a region's least visible fraction")
+    assert [name for name, option in found.items() if option.required] == ["out"]
 
 
 def test_names_follow_imports():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from random import Random
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool
@@ -44,6 +45,21 @@ class _Choice:
     regions: tuple[int, int]
     boxes: bool
     check_images: bool
+
+
+class PhotoChoice(TypedDict, total=False):
+    """Which photos and regions of a COCO folder to use, for commands that read one.
+
+    Args:
+        licences: licences to keep, by COCO's numbers, or "all" for all and none
+            (4 5 7 8, which may be shown, changed and sold).
+        min_area: a region's least visible fraction of the photo, in [0, 1).
+        categories: names of the categories that may become regions; all if not given.
+    """
+
+    licences: Collection[int] | None
+    min_area: float
+    categories: Collection[str]
 
 
 def read_coco(
