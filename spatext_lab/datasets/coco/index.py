@@ -9,21 +9,10 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
-from spatext_lab.datasets.coco import licences
-from spatext_lab.datasets.coco.licences import Licence
+from spatext_lab.datasets.coco import records
+from spatext_lab.datasets.coco.licences import Licence, coco_number
 from spatext_lab.datasets.coco.names import region_text
-from spatext_lab.datasets.coco.records import (
-    Broken,
-    CaptionRecord,
-    CategoryRecord,
-    ImageRecord,
-    InstanceRecord,
-    LicenceRecord,
-    PanopticRecord,
-    SegmentRecord,
-    decoded,
-    read_file,
-)
+from spatext_lab.datasets.coco.records import Broken, converted, decoded, read_file
 from spatext_lab.datasets.coco.report import CocoReport
 
 OUTSIDE = "file_name leads out of its folder"
@@ -32,11 +21,17 @@ Records = dict[str, list[Raw]]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which images and annotations may be selected; None: any."""
+class Choice:
+    """What the caller of `read_coco` asked for; None: any."""
 
+    root: Path
+    split: str
     licences: Collection[int] | None
     categories: Collection[str] | None
+    min_area: float
+    regions: tuple[int, int]
+    boxes: bool
+    check_images: bool
 
 
 class Segment(Struct, gc=False):
@@ -51,7 +46,7 @@ class Segment(Struct, gc=False):
 class Entry:
     """An image that may be selected, with all that the files say about it."""
 
-    record: ImageRecord
+    record: records.ImageRecord
     licence: Licence
     captions: list[str] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -60,7 +55,7 @@ class Entry:
     problem: str | None = None  # why it cannot be used, whatever its segments
 
 
-def read_index(folder: Path, split: str, wanted: Wanted, report: CocoReport) -> dict[int, Entry]:
+def read_index(choice: Choice, report: CocoReport) -> dict[int, Entry]:
     """The images that may be selected, by id; the report gets the others.
 
     Raises:
@@ -68,13 +63,14 @@ def read_index(folder: Path, split: str, wanted: Wanted, report: CocoReport) -> 
         ValueError: a broken annotation file, or a wanted category that no file has.
     """
     instances, captions, panoptic = (
-        folder / f"{kind}_{split}2017.json" for kind in ("instances", "captions", "panoptic")
+        choice.root / "annotations" / f"{kind}_{choice.split}2017.json"
+        for kind in ("instances", "captions", "panoptic")
     )
-    index = _Index(wanted, report)
+    index = _Index(choice, report)
     file = read_file(instances)
     stuff = read_file(panoptic) if panoptic.exists() else {}
     names, stuff_names = index.category_names(file), index.category_names(stuff)
-    _check_categories(wanted.categories, {*names.values(), *stuff_names.values()})
+    _check_categories(choice.categories, {*names.values(), *stuff_names.values()})
     index.read_images(file)
     if not report.found:
         raise ValueError(
@@ -87,14 +83,16 @@ def read_index(folder: Path, split: str, wanted: Wanted, report: CocoReport) -> 
 
 
 class _Index:
-    def __init__(self, wanted: Wanted, report: CocoReport):
+    def __init__(self, choice: Choice, report: CocoReport):
         self.entries: dict[int, Entry] = {}
         self._others = {-1}  # ids of the images that were left out
-        self._wanted, self._report = wanted, report
+        self._choice, self._report = choice, report
 
     def category_names(self, file: Records) -> dict[int, str]:
         """Category names by id."""
-        return {key: row.name for key, row in self._table(file, "categories", CategoryRecord)}
+        return {
+            key: row.name for key, row in self._table(file, "categories", records.CategoryRecord)
+        }
 
     def _table(self, file: Records, key: str, kind: type) -> Iterator[tuple[int, Any]]:
         seen = set()
@@ -110,18 +108,18 @@ class _Index:
     def _licences(self, file: Records) -> dict[int, Licence]:
         """The file's licences by its own ids; a file without any is taken to use COCO's."""
         found = {}
-        for key, row in self._table(file, "licenses", LicenceRecord):
+        for key, row in self._table(file, "licenses", records.LicenceRecord):
             name, url = str(row.name or ""), str(row.url or "")
-            found[key] = Licence(licences.coco_number(name, url), name, url)
+            found[key] = Licence(coco_number(name, url), name, url)
             if found[key].number != key:
                 known = f"COCO's {found[key].number}" if found[key].number else "none of COCO's"
                 self._report.notes.append(f"licence {key} of this file is {name!r:.60}, {known}")
-        return found or {n: Licence(n, *names) for n, names in licences.COCO_LICENCES.items()}
+        return found or {n: Licence(n, f"licence {n}", "") for n in range(1, 9)}
 
     def read_images(self, file: Records) -> None:
         """Make an entry of each image that may be selected."""
         known = self._licences(file)
-        for record, _ in decoded(file.get("images", ()), ImageRecord):
+        for record, _ in decoded(file.get("images", ()), records.ImageRecord):
             self._report.found += 1
             if isinstance(record, Broken):
                 reason, name = f"broken image record: {record.fault}", record.shown
@@ -136,12 +134,12 @@ class _Index:
                 self._report.leave_image(reason, name)
                 self._others.add(record.id)
 
-    def _reason_against(self, record: ImageRecord, licence: Licence) -> str | None:
+    def _reason_against(self, record: records.ImageRecord, licence: Licence) -> str | None:
         if path_below(record.file_name) is None:
             return f"broken image record: {OUTSIDE}"
         if record.id in self.entries or record.id in self._others:
             return "image id used twice"
-        if self._wanted.licences is not None and licence.number not in self._wanted.licences:
+        if self._choice.licences is not None and licence.number not in self._choice.licences:
             if record.license is None:
                 return "no licence in its record"
             shown = repr(licence.name[:40]) if licence.name else record.license
@@ -150,7 +148,7 @@ class _Index:
 
     def read_captions(self, file: Records) -> None:
         """Add its captions to each image, on one line each."""
-        for entry, record, _ in self._of_known_images(file, CaptionRecord, "caption"):
+        for entry, record, _ in self._of_known_images(file, records.CaptionRecord, "caption"):
             if isinstance(record, Broken):
                 entry.left_out.append((f"broken caption: {record.fault}", record.id))
             else:
@@ -158,7 +156,9 @@ class _Index:
 
     def read_panoptic(self, file: Records, names: dict[int, str]) -> None:
         """Add the panoptic segments, for the images that have any."""
-        for entry, record, _ in self._of_known_images(file, PanopticRecord, "panoptic annotation"):
+        for entry, record, _ in self._of_known_images(
+            file, records.PanopticRecord, "panoptic annotation"
+        ):
             if isinstance(record, Broken):
                 entry.problem = f"broken panoptic record: {record.fault}"
             elif entry.panoptic:
@@ -168,13 +168,14 @@ class _Index:
                 if entry.panoptic is None:
                     entry.problem = f"broken panoptic record: {OUTSIDE}"
                 seen = {0: "panoptic id 0 is no segment"}
-                for segment, _ in decoded(record.segments_info, SegmentRecord):
+                for info in record.segments_info:
+                    segment = converted(info, records.SegmentRecord)
                     self._add(entry, segment, names, None, seen.get(segment.id))
                     seen[segment.id] = "segment id used twice"
 
     def read_instances(self, file: Records, names: dict[int, str]) -> None:
         """Add the instances, for the images without panoptic segments."""
-        for entry, record, row in self._of_known_images(file, InstanceRecord, "annotation"):
+        for entry, record, row in self._of_known_images(file, records.InstanceRecord, "annotation"):
             if not (entry.panoptic or entry.problem):
                 self._add(entry, record, names, row)
 
@@ -217,7 +218,7 @@ class _Index:
             return "crowd"
         if name is None:
             return "unknown category"
-        if self._wanted.categories is not None and name not in self._wanted.categories:
+        if self._choice.categories is not None and name not in self._choice.categories:
             return "category was not asked for"
         return None
 

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from spatext_lab.datasets.coco.masks import centre_square, square_masks
+from spatext_lab.datasets.coco.masks import centre_square, decode, square_masks
 from spatext_lab.datasets.coco.report import CocoReport, Credit
 from spatext_lab.figures import to_image
-from spatext_lab.scene import Region, Scene, rle
+from spatext_lab.scene import Region, Scene
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CocoItem:
     @property
     def scene(self) -> Scene:
         """First caption, and one mask region of the image's size per segment, largest first."""
-        return self._scene([rle.decode(region.rle) for region in self.regions])
+        return self._scene([decode(region.rle) for region in self.regions])
 
     def image(self) -> Image.Image:
         """The image, upright, RGB. Raises OSError if it has been damaged since it was checked."""
@@ -67,7 +67,7 @@ class CocoItem:
 
     def _masks_in_square(self, size: int) -> list[Bool[np.ndarray, "size size"] | None]:
         """One mask for each region, None where too little of it is in the square."""
-        masks = square_masks([rle.decode(region.rle) for region in self.regions], size)
+        masks = square_masks([decode(region.rle) for region in self.regions], size)
         least = max(1, self.min_area * size * size)
         return [mask if mask.sum() >= least else None for mask in masks]
 

@@ -5,17 +5,6 @@ import re
 
 from msgspec import Struct
 
-_AT = "http://creativecommons.org/licenses/"
-COCO_LICENCES = {  # as they stand in COCO's own files: number: (name, address)
-    1: ("Attribution-NonCommercial-ShareAlike License", f"{_AT}by-nc-sa/2.0/"),
-    2: ("Attribution-NonCommercial License", f"{_AT}by-nc/2.0/"),
-    3: ("Attribution-NonCommercial-NoDerivs License", f"{_AT}by-nc-nd/2.0/"),
-    4: ("Attribution License", f"{_AT}by/2.0/"),
-    5: ("Attribution-ShareAlike License", f"{_AT}by-sa/2.0/"),
-    6: ("Attribution-NoDerivs License", f"{_AT}by-nd/2.0/"),
-    7: ("No known copyright restrictions", "http://flickr.com/commons/usage/"),
-    8: ("United States Government Work", "http://www.usa.gov/copyright.shtml"),
-}
 # By, By-SA, no known restrictions, US Government: the image may be shown, changed and sold.
 FREE_LICENCES = (4, 5, 7, 8)
 _CREATIVE_COMMONS = {"nc sa": 1, "nc": 2, "nc nd": 3, "": 4, "sa": 5, "nd": 6}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from spatext_lab.scene import rle
 
@@ -28,20 +29,18 @@ def to_rle(segmentation: Any, h: int, w: int) -> tuple[dict[str, Any], int]:
     Raises:
         ValueError: a polygon without a sound part, or a broken RLE or one of another size.
     """
-    from pycocotools import mask as coco_mask
-
     if isinstance(segmentation, list):
         parts = [part for part in segmentation if _is_polygon(part, h, w)]
         if not parts:
             raise ValueError("polygons are lists of at least six coordinates x0, y0, x1, y1, ...")
         merged = coco_mask.merge(coco_mask.frPyObjects(parts, h, w))
-        return _as_text(merged), len(segmentation) - len(parts)
+        return merged, len(segmentation) - len(parts)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [h, w]:
         raise ValueError(f"an RLE has the image's size [{h}, {w}]")
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         runs = _checked_runs(counts, h, w)
-        return _as_text(coco_mask.frPyObjects({"size": [h, w], "counts": runs}, h, w)), 0
+        return coco_mask.frPyObjects({"size": [h, w], "counts": runs}, h, w), 0
     return rle.checked({"size": [h, w], "counts": counts}), 0
 
 
@@ -55,13 +54,12 @@ def rectangle(bbox: Any) -> list[list[float]]:
 
 def area(encoded: dict[str, Any]) -> int:
     """The number of pixels of a sound RLE's mask."""
-    from pycocotools import mask as coco_mask
-
     return int(coco_mask.area(encoded))
 
 
-def _as_text(encoded: dict[str, Any]) -> dict[str, Any]:
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+def decode(encoded: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
+    """The mask of a sound RLE; one that is not known to be sound is for `rle.decode`."""
+    return coco_mask.decode(encoded).astype(bool)
 
 
 def _is_polygon(part: Any, h: int, w: int) -> bool:

@@ -7,19 +7,17 @@ reading and nothing is lost silently: `CocoSubset.report` names it all.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 from random import Random
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spatext_lab.datasets.coco import masks
-from spatext_lab.datasets.coco.index import Entry, Segment, Wanted, read_index
+from spatext_lab.datasets.coco.index import Choice, Entry, Segment, read_index
 from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
 from spatext_lab.datasets.coco.licences import FREE_LICENCES
 from spatext_lab.datasets.coco.records import LAYOUT, Broken, CategoryRecord, decoded, read_file
@@ -28,23 +26,10 @@ from spatext_lab.figures import to_image
 from spatext_lab.scene import rle
 
 BOX_ALONE = "a box and no mask: of use to ReCo alone (boxes=True)"
-Mask = Bool[np.ndarray, "h w"]
 
 
 class _LeftOut(Exception):
     """Why an image, or an annotation, cannot be used; caught and reported."""
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What the caller asked for, for `_item`."""
-
-    root: Path
-    split: str
-    min_area: float
-    regions: tuple[int, int]
-    boxes: bool
-    check_images: bool
 
 
 class PhotoChoice(TypedDict, total=False):
@@ -106,11 +91,13 @@ def read_coco(
     if not root.is_dir():
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
-    entries = read_index(root / "annotations", split, Wanted(licences, categories), report)
+    choice = Choice(
+        root, split, licences, categories, float(min_area), regions, boxes, check_images
+    )
+    entries = read_index(choice, report)
     order = sorted(entries)
     if limit is not None:
         Random(seed).shuffle(order)
-    choice = _Choice(root, split, float(min_area), regions, boxes, check_images)
     items: list[CocoItem] = []
     for number in order:
         entry = entries.pop(number)  # its records are not needed again
@@ -147,7 +134,7 @@ def _check_arguments(
         raise ValueError(f"limit is {limit}: write a number of images, or None for all")
 
 
-def _item(entry: Entry, choice: _Choice, report: CocoReport) -> CocoItem:
+def _item(entry: Entry, choice: Choice, report: CocoReport) -> CocoItem:
     """The image as an item; what is wrong with single annotations goes to the report.
 
     Raises _LeftOut if the image cannot be used.
@@ -215,56 +202,54 @@ def _check_pixels(image: Image.Image) -> None:
         raise _LeftOut(f"{reason}: expected 8 or 16 bits a channel") from None
 
 
-def _regions(entry: Entry, choice: _Choice, report: CocoReport) -> list[CocoRegion]:
+def _regions(entry: Entry, choice: Choice, report: CocoReport) -> list[CocoRegion]:
     """The regions to keep, largest first; the report gets the others."""
-    name, pixels = entry.record.file_name, entry.record.height * entry.record.width
+    pixels = entry.record.height * entry.record.width
     least = max(1, choice.min_area * pixels)
-    absent = "panoptic id absent from the PNG" if entry.panoptic else "mask has no pixel"
-    big: list[tuple[Segment, Callable[[], Mask]]] = []
-    measured = sorted(_measured(entry, choice, report), key=lambda each: (-each[0], each[1].id))
-    for area, segment, mask in measured:
+
+    def leave(reason: str) -> None:
+        report.leave_annotation(reason, entry.record.file_name, segment.id)
+
+    big: list[tuple[Segment, dict]] = []
+    for area, segment, outline in _outlines(entry, choice, report):
         if area == 0:
-            report.leave_annotation(absent, name, segment.id)
+            leave("panoptic id absent from the PNG" if entry.panoptic else "mask has no pixel")
         elif area < least:
-            report.leave_annotation("smaller than the minimum area", name, segment.id)
+            leave("smaller than the minimum area")
         elif len(big) == choice.regions[1]:
-            report.leave_annotation("more regions than asked for", name, segment.id)
+            leave("more regions than asked for")
         elif (len(big) + 1) * pixels > rle.LARGEST_TOTAL:
-            limit = f"more than {rle.LARGEST_TOTAL} pixels in all masks of the image"
-            report.leave_annotation(limit, name, segment.id)
+            leave(f"more than {rle.LARGEST_TOTAL} pixels in all masks of the image")
         else:
-            big.append((segment, mask))
+            big.append((segment, outline))
     covered, regions = np.False_, []
-    for segment, mask in reversed(big):  # smaller ones lie on top
-        whole = mask()
+    for segment, outline in reversed(big):  # smaller ones lie on top
+        whole = masks.decode(outline)
         visible, covered = whole & ~covered, covered | whole
         if visible.sum() < least:
-            report.leave_annotation("covered by smaller regions", name, segment.id)
+            leave("covered by smaller regions")
         else:
             regions.append(CocoRegion(segment.id, segment.text, rle.encode(visible)))
     return regions[::-1]
 
 
-def _measured(
-    entry: Entry, choice: _Choice, report: CocoReport
-) -> Iterator[tuple[int, Segment, Callable[[], Mask]]]:
-    """Each segment's number of pixels, and how to make its mask."""
-    name = entry.record.file_name
-    if entry.panoptic:
-        ids = _panoptic_ids(entry, choice)
-        areas = dict(zip(*np.unique(ids, return_counts=True), strict=True))
-        for segment in entry.segments:
-            yield int(areas.get(segment.id, 0)), segment, lambda id=segment.id: ids == id
-        return
+def _outlines(entry: Entry, choice: Choice, report: CocoReport) -> list[tuple[int, Segment, dict]]:
+    """Each segment with its number of pixels and its RLE, largest first."""
+    ids = _panoptic_ids(entry, choice) if entry.panoptic else None
+    found = []
     for segment in entry.segments:
         try:
-            encoded, broken = _outline(segment, entry, choice.boxes)
+            if ids is not None:
+                outline, broken = rle.encode(ids == segment.id), 0
+            else:
+                outline, broken = _outline(segment, entry, choice.boxes)
         except _LeftOut as reason:
-            report.leave_annotation(str(reason), name, segment.id)
+            report.leave_annotation(str(reason), entry.record.file_name, segment.id)
             continue
         if broken:
-            report.leave_annotation(masks.BROKEN_PART, name, segment.id)
-        yield masks.area(encoded), segment, lambda encoded=encoded: rle.decode(encoded)
+            report.leave_annotation(masks.BROKEN_PART, entry.record.file_name, segment.id)
+        found.append((masks.area(outline), segment, outline))
+    return sorted(found, key=lambda each: (-each[0], each[1].id))
 
 
 def _outline(segment: Segment, entry: Entry, boxes: bool) -> tuple[dict, int]:
@@ -281,7 +266,7 @@ def _outline(segment: Segment, entry: Entry, boxes: bool) -> tuple[dict, int]:
         raise _LeftOut("broken polygon or RLE") from None
 
 
-def _panoptic_ids(entry: Entry, choice: _Choice) -> np.ndarray:
+def _panoptic_ids(entry: Entry, choice: Choice) -> np.ndarray:
     folder = choice.root / "annotations" / f"panoptic_{choice.split}2017"
     try:
         ids = masks.panoptic_ids(folder / entry.panoptic)

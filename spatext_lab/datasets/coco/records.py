@@ -25,7 +25,6 @@ CAPTIONS = (
     "; a scene needs its image's caption: write at least "
     '{"annotations": [{"image_id": 1, "id": 1, "caption": "a dog on the grass"}, ...]}'
 )
-_BOM = b"\xef\xbb\xbf"
 
 # Not blank, and no half of a surrogate pair, which no tokenizer can take.
 Text = Annotated[str, Meta(pattern=r"\A\s*[^\s\ud800-\udfff][^\ud800-\udfff]*\Z")]
@@ -72,7 +71,7 @@ class PanopticRecord(Struct):
 
     image_id: int
     file_name: Text
-    segments_info: list[Raw]
+    segments_info: list[Any]  # each to be `converted` to a SegmentRecord
     id: int | None = None
 
 
@@ -116,45 +115,27 @@ def read_file(path: Path) -> dict[str, list[Raw]]:
         raise FileNotFoundError(f"{path} is missing: {LAYOUT.format(split)}{needs}") from None
     except ValueError:  # what mmap says of an empty file
         raise ValueError(f"{path} is not whole JSON (it is empty): download it again") from None
-    content = content[len(_BOM) :] if content[: len(_BOM)] == _BOM else content
     try:
-        return _arrays(content)
+        return _arrays(content[3:] if content[:3] == b"\xef\xbb\xbf" else content)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path} is not a COCO annotation file: {fault_of(error)}") from None
     except (msgspec.DecodeError, RecursionError):
-        return _read_leniently(path, content)
-
-
-def _arrays(content: Any) -> dict[str, list[Raw]]:
-    top = msgspec.json.decode(content, type=dict[str, Raw])
-    wanted = ("images", "annotations", "categories", "licenses")
-    kind = list[Raw] | None
-    return {key: msgspec.json.decode(top.get(key, b"[]"), type=kind) or [] for key in wanted}
-
-
-def _read_leniently(path: Path, content: memoryview) -> dict[str, list[Raw]]:
-    """Python's own parser takes what strict JSON forbids (NaN, "\\ud800", UTF-16), at its price."""
-    try:
-        whole = json.loads(bytes(content))
-        if not isinstance(whole, dict):
-            whole = {}
-        return {key: list(map(_raw, rows or [])) for key, rows in whole.items() if _is_array(rows)}
+        pass
+    try:  # Python's own parser takes what JSON forbids (NaN, "\\ud800", UTF-16), at its price
+        whole = json.loads(bytes(content), parse_constant=lambda _: None)
+        text = json.dumps(whole, ensure_ascii=False).encode(errors="surrogatepass")
+        return _arrays(text)
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = fault_of(error)
         raise ValueError(
             f"{path} is not whole JSON ({reason}): unpack or download it again"
         ) from None
 
 
-def _is_array(value: Any) -> bool:
-    return value is None or isinstance(value, list)
-
-
-def _raw(value: Any) -> Raw:
-    try:
-        return Raw(msgspec.json.encode(value))  # NaN becomes null
-    except UnicodeEncodeError:
-        return Raw(json.dumps(value).encode())
+def _arrays(content: Any) -> dict[str, list[Raw]]:
+    top, kind = msgspec.json.decode(content, type=dict[str, Raw]), list[Raw] | None
+    wanted = ("images", "annotations", "categories", "licenses")
+    return {key: msgspec.json.decode(top.get(key, b"[]"), type=kind) or [] for key in wanted}
 
 
 def decoded(rows: Iterable[Raw], kind: type[Struct]) -> Iterator[tuple[Any, Raw]]:
@@ -164,38 +145,37 @@ def decoded(rows: Iterable[Raw], kind: type[Struct]) -> Iterator[tuple[Any, Raw]
         try:
             yield decode(row), row
         except (ValueError, RecursionError):
-            yield _decode_leniently(row, kind), row
+            yield _decoded_leniently(row, kind), row
 
 
-def _decode_leniently(row: Raw, kind: type[Struct]) -> Any:
-    """Whole numbers may be written as 1.0; what cannot be read is named by its field."""
-    found = None
+def _decoded_leniently(row: Raw, kind: type[Struct]) -> Any:
     try:
-        found = json.loads(bytes(row))
-        if isinstance(found, dict):
-            found = {key: _mended(value, key) for key, value in found.items()}
-        return msgspec.convert(found, kind)
+        # Bytes that are not UTF-8 become lone surrogates, which no `Text` may hold.
+        return converted(json.loads(bytes(row).decode(errors="surrogateescape")), kind)
     except (ValueError, RecursionError) as error:
-        numbers = {key: _number(found, key) for key in ("id", "image_id")}
-        return Broken(fault_of(error), f"{bytes(row)[:80].decode(errors='replace')}", **numbers)
+        return Broken(fault_of(error), repr(bytes(row)[:80]))
 
 
-def _mended(value: Any, key: str) -> Any:
-    if key == "segments_info" and isinstance(value, list):
-        return list(map(_raw, value))
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _number(row: Any, key: str) -> int:
-    value = row.get(key) if isinstance(row, dict) else None
-    return value if type(value) is int else -1
+def converted(value: Any, kind: type[Struct]) -> Any:
+    """A parsed record as one of this kind, or as `Broken`; whole numbers may be written as 1.0."""
+    fields = value if isinstance(value, dict) else {}
+    fields = {
+        key: int(each) if isinstance(each, float) and each.is_integer() else each
+        for key, each in fields.items()
+    }
+    try:
+        return msgspec.convert(fields if isinstance(value, dict) else value, kind)
+    except ValueError as error:
+        ids = {key: fields.get(key, -1) for key in ("id", "image_id")}
+        ids = {key: each if type(each) is int else -1 for key, each in ids.items()}
+        return Broken(fault_of(error), f"{value!r:.80}", **ids)
 
 
 def fault_of(error: Exception) -> str:
     """What is wrong, with the field's name first: "height: expected int, got str"."""
     what, _, field = str(error).replace("`", "").partition(" - at $.")
     if "matching regex" in what:
-        what = "expected a text, got a blank one or half a character"
+        what = "expected a text, got a blank one or broken Unicode"
     what = " ".join(what.split())[:120]
     what = what[:1].lower() + what[1:]
     return f"{field}: {what}" if field else what

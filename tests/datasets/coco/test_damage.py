@@ -95,7 +95,7 @@ def test_a_broken_image_record_costs_one_image(pocket_coco, pocket_items, change
     assert len(subset.items) == len(pocket_items) - 1
 
 
-BLANK = "expected a text, got a blank one or half a character"
+BLANK = "expected a text, got a blank one or broken Unicode"
 ANNOTATION_FAULTS = [
     ("crowd", {"iscrowd": 1, "segmentation": {"size": [20, 30], "counts": [600]}}),
     ("broken polygon or RLE", {"segmentation": [[1, 2, 3, 4]]}),

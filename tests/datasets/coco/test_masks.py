@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from spatext_lab.datasets.coco.masks import LONGEST_OUTLINE, panoptic_ids, to_rle
+from spatext_lab.datasets.coco.masks import LONGEST_OUTLINE, decode, panoptic_ids, to_rle
 from spatext_lab.scene import rle
 
 H, W = 30, 41
@@ -14,7 +14,7 @@ TRIANGLE = [3.5, 2.25, 30.0, 8.0, 12.75, 27.5]
 
 
 def to_mask(segmentation):
-    return rle.decode(to_rle(segmentation, H, W)[0])
+    return decode(to_rle(segmentation, H, W)[0])
 
 
 def blob(seed):
