@@ -11,6 +11,7 @@ are no image files: our reader reads all annotations and then reports each image
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -110,9 +111,9 @@ def _stream(path: Path, head: dict, annotations) -> None:
     part.replace(path)
 
 
-def measure(code: str) -> tuple[float, float]:
-    """Seconds and peak GB (RssAnon) of a process that runs the code, its imports included."""
-    started, peak = time.perf_counter(), 0
+def measure(code: str) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak GB (RssAnon) of a process that runs the code."""
+    started, before, peak = time.perf_counter(), os.times(), 0
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
@@ -122,7 +123,10 @@ def measure(code: str) -> tuple[float, float]:
         time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"the reader failed with exit code {process.returncode}")
-    return time.perf_counter() - started, peak / 1e6
+    after = os.times()
+    busy = after.children_user + after.children_system
+    busy -= before.children_user + before.children_system
+    return time.perf_counter() - started, busy, peak / 1e6
 
 
 def main() -> None:
@@ -139,12 +143,13 @@ def main() -> None:
     print(f"{args.images} images, instances + captions: {sizes} MB")
     for file in files:
         file.read_bytes()  # all readers find them in the page cache
+    print(f"{'':26} {'seconds':>13} {'CPU seconds':>13} {'GB':>13}")
     base = None
     for name, code in READERS.items():
-        seconds, memory = measure(code.format(root=str(root)))
-        base = base or (seconds, memory)
-        ratios = f"{seconds / base[0]:.2f}x, {memory / base[1]:.2f}x"
-        print(f"{name:26} {seconds:6.1f} s  {memory:5.2f} GB   {ratios}", flush=True)
+        found = measure(code.format(root=str(root)))
+        base = base or found
+        shown = (f"{a:7.2f} {a / b:.2f}x" for a, b in zip(found, base, strict=True))
+        print(f"{name:26}", " ".join(shown), flush=True)
 
 
 if __name__ == "__main__":

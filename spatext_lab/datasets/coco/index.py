@@ -4,7 +4,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from msgspec import Raw, Struct
@@ -15,7 +15,6 @@ from spatext_lab.datasets.coco.names import region_text
 from spatext_lab.datasets.coco.records import Broken, converted, decoded, read_file
 from spatext_lab.datasets.coco.report import CocoReport
 
-OUTSIDE = "file_name leads out of its folder"
 NO_LICENCE = Licence(0, "", "")
 Records = dict[str, list[Raw]]
 
@@ -124,19 +123,15 @@ class _Index:
             if isinstance(record, Broken):
                 reason, name = f"broken image record: {record.fault}", record.shown
             else:
-                name = record.file_name
                 licence = known.get(record.license) or NO_LICENCE
-                reason = self._reason_against(record, licence)
+                reason, name = self._reason_against(record, licence), record.file_name
             if reason is None:
-                record.file_name = path_below(name)
                 self.entries[record.id] = Entry(record, licence)
             else:
                 self._report.leave_image(reason, name)
                 self._others.add(record.id)
 
     def _reason_against(self, record: records.ImageRecord, licence: Licence) -> str | None:
-        if path_below(record.file_name) is None:
-            return f"broken image record: {OUTSIDE}"
         if record.id in self.entries or record.id in self._others:
             return "image id used twice"
         if self._choice.licences is not None and licence.number not in self._choice.licences:
@@ -164,14 +159,15 @@ class _Index:
             elif entry.panoptic:
                 entry.left_out.append(("second panoptic annotation", -1))
             else:
-                entry.panoptic = path_below(record.file_name)
-                if entry.panoptic is None:
-                    entry.problem = f"broken panoptic record: {OUTSIDE}"
+                entry.panoptic = record.file_name
                 seen = {0: "panoptic id 0 is no segment"}
                 for info in record.segments_info:
                     segment = converted(info, records.SegmentRecord)
-                    self._add(entry, segment, names, None, seen.get(segment.id))
-                    seen[segment.id] = "segment id used twice"
+                    if segment.id in seen:
+                        entry.left_out.append((seen[segment.id], segment.id))
+                    else:
+                        self._add(entry, segment, names, None)
+                        seen[segment.id] = "segment id used twice"
 
     def read_instances(self, file: Records, names: dict[int, str]) -> None:
         """Add the instances, for the images without panoptic segments."""
@@ -190,44 +186,25 @@ class _Index:
             elif isinstance(record, Broken) and record.image_id < 0:
                 self._report.leave_annotation(f"broken {name}: {record.fault}", "?", record.id)
             elif record.image_id not in self._others:
-                where, own = f"image {record.image_id}", getattr(record, "id", None)
-                found = -1 if own is None else own
-                self._report.leave_annotation(f"{name} of an unknown image", where, found)
+                reason, where = f"{name} of an unknown image", f"image {record.image_id}"
+                number = record.id if type(record.id) is int else -1
+                self._report.leave_annotation(reason, where, number)
 
-    def _add(
-        self,
-        entry: Entry,
-        record: Any,
-        names: dict[int, str],
-        row: Raw | None,
-        reason: str | None = None,
-    ) -> None:
+    def _add(self, entry: Entry, record: Any, names: dict[int, str], row: Raw | None) -> None:
         """The annotation becomes a segment of the image, or is left out with the reason."""
+        wanted = self._choice.categories
         if isinstance(record, Broken):
             reason = f"broken annotation: {record.fault}"
-        elif reason is None:
-            name = names.get(record.category_id)
-            reason = self._reason_against_segment(name, record.iscrowd)
-        if reason is None:
-            entry.segments.append(Segment(record.id, record.text or region_text(name), row))
+        elif record.iscrowd:
+            reason = "crowd"
+        elif (name := names.get(record.category_id)) is None:
+            reason = "unknown category"
+        elif wanted is not None and name not in wanted:
+            reason = "category was not asked for"
         else:
-            entry.left_out.append((reason, record.id))
-
-    def _reason_against_segment(self, name: str | None, crowd: Any) -> str | None:
-        if crowd:
-            return "crowd"
-        if name is None:
-            return "unknown category"
-        if self._choice.categories is not None and name not in self._choice.categories:
-            return "category was not asked for"
-        return None
-
-
-def path_below(name: str) -> str | None:
-    """A record's file name with forward slashes, None if it leads out of its folder."""
-    path = PureWindowsPath(name)  # reads both kinds of slashes
-    inside = path.parts and not path.anchor and ".." not in path.parts and "\0" not in name
-    return path.as_posix() if inside else None
+            entry.segments.append(Segment(record.id, record.text or region_text(name), row))
+            return
+        entry.left_out.append((reason, record.id))
 
 
 def _check_categories(asked: Collection[str] | None, known: set[str]) -> None:

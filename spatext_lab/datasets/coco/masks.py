@@ -46,9 +46,8 @@ def to_rle(segmentation: Any, h: int, w: int) -> tuple[dict[str, Any], int]:
 
 def rectangle(bbox: Any) -> list[list[float]]:
     """COCO's box (left, top, width, height) as a polygon; a broken one as a broken polygon."""
-    if not isinstance(bbox, list) or not all(type(v) in (int, float) for v in bbox):
-        return []
-    x, y, w, h = bbox if len(bbox) == 4 else [math.nan] * 4
+    sound = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
+    x, y, w, h = bbox if sound else [math.nan] * 4
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
@@ -62,10 +61,14 @@ def decode(encoded: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
     return coco_mask.decode(encoded).astype(bool)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # False for NaN too
+
+
 def _is_polygon(part: Any, h: int, w: int) -> bool:
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return False
-    if not all(type(value) in (int, float) for value in part):
+    if not all(map(_is_number, part)):
         return False
     xs, ys = part[::2], part[1::2]
     # Annotators slip over the border by a few pixels; a point a whole image away is damage.
@@ -77,7 +80,7 @@ def _is_polygon(part: Any, h: int, w: int) -> bool:
 
 def _checked_runs(counts: list, h: int, w: int) -> list[int]:
     """Uncompressed RLE: lengths of runs off, on, off, ... down the columns."""
-    whole = all(type(v) in (int, float) and 0 <= v <= h * w and v == int(v) for v in counts)
+    whole = all(_is_number(v) and v >= 0 and v == int(v) for v in counts)
     if not whole or sum(counts) != h * w:
         raise ValueError(f"the runs of an RLE are whole numbers that sum to {h} x {w}")
     return list(map(int, counts))

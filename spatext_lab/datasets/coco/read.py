@@ -6,7 +6,6 @@ panoptic segments: Kirillov et al., "Panoptic Segmentation" (2019). Nothing that
 reading and nothing is lost silently: `CocoSubset.report` names it all.
 """
 
-import json
 from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
@@ -20,7 +19,14 @@ from spatext_lab.datasets.coco import masks
 from spatext_lab.datasets.coco.index import Choice, Entry, Segment, read_index
 from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
 from spatext_lab.datasets.coco.licences import FREE_LICENCES
-from spatext_lab.datasets.coco.records import LAYOUT, Broken, CategoryRecord, decoded, read_file
+from spatext_lab.datasets.coco.records import (
+    LAYOUT,
+    Broken,
+    CategoryRecord,
+    decoded,
+    parsed,
+    read_file,
+)
 from spatext_lab.datasets.coco.report import CocoReport, Credit
 from spatext_lab.figures import to_image
 from spatext_lab.scene import rle
@@ -180,9 +186,8 @@ def _check_image(path: Path, size: tuple[int, int], decode: bool) -> None:
         raise
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         cause = getattr(error, "strerror", None)  # the operating system's: no permission, ...
-        raise _LeftOut(
-            f"image file {'cannot be read: ' + cause if cause else 'is corrupt'}"
-        ) from None
+        fault = f"cannot be read: {cause}" if cause else "is corrupt"
+        raise _LeftOut(f"image file {fault}") from None
     if found != size:
         if stored == size:
             raise _LeftOut("its EXIF orientation turns the image, and its annotation does not")
@@ -254,15 +259,15 @@ def _outlines(entry: Entry, choice: Choice, report: CocoReport) -> list[tuple[in
 
 def _outline(segment: Segment, entry: Entry, boxes: bool) -> tuple[dict, int]:
     """The segment's RLE, and the number of broken parts that it goes without."""
-    row, h, w = json.loads(bytes(segment.record)), entry.record.height, entry.record.width
-    outline = row.get("segmentation")
-    if not outline or outline == [[]]:
-        if not boxes and row.get("bbox"):
-            raise _LeftOut(BOX_ALONE)
-        outline = masks.rectangle(row.get("bbox"))
     try:
-        return masks.to_rle(outline, h, w)
-    except ValueError:
+        row = parsed(segment.record)
+        outline, box = row.get("segmentation"), row.get("bbox")
+        if not outline or outline == [[]]:
+            if box and not boxes:
+                raise _LeftOut(BOX_ALONE)
+            outline = masks.rectangle(box)
+        return masks.to_rle(outline, entry.record.height, entry.record.width)
+    except (ValueError, RecursionError):
         raise _LeftOut("broken polygon or RLE") from None
 
 

@@ -9,7 +9,7 @@ fields below are decoded; outlines are looked at again when their image has been
 import json
 import mmap
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 import msgspec
@@ -31,11 +31,22 @@ Text = Annotated[str, Meta(pattern=r"\A\s*[^\s\ud800-\udfff][^\ud800-\udfff]*\Z"
 Side = Annotated[int, Meta(ge=1, le=LONGEST_SIDE)]
 
 
-class ImageRecord(Struct):
-    """An entry of `images`; only the first four fields are in every file."""
+class _FileRecord(Struct, kw_only=True):
+    """A record that names a file; one outside its folder makes it broken."""
+
+    file_name: Text
+
+    def __post_init__(self):
+        path = PureWindowsPath(self.file_name)  # reads both kinds of slashes
+        if not path.parts or path.anchor or ".." in path.parts or "\0" in self.file_name:
+            raise ValueError("file_name leads out of its folder")
+        self.file_name = path.as_posix()
+
+
+class ImageRecord(_FileRecord, kw_only=True):
+    """An entry of `images`; id, file_name, height and width are in every file."""
 
     id: Annotated[int, Meta(ge=0)]
-    file_name: Text
     height: Side
     width: Side
     license: int | None = None
@@ -48,7 +59,7 @@ class CaptionRecord(Struct):
 
     image_id: int
     caption: Text
-    id: int | None = None
+    id: Any = -1
 
 
 class SegmentRecord(Struct, kw_only=True):
@@ -66,13 +77,12 @@ class InstanceRecord(SegmentRecord, kw_only=True):
     image_id: int
 
 
-class PanopticRecord(Struct):
+class PanopticRecord(_FileRecord, kw_only=True):
     """The panoptic annotation of one image."""
 
     image_id: int
-    file_name: Text
     segments_info: list[Any]  # each to be `converted` to a SegmentRecord
-    id: int | None = None
+    id: Any = -1
 
 
 class CategoryRecord(Struct):
@@ -150,10 +160,17 @@ def decoded(rows: Iterable[Raw], kind: type[Struct]) -> Iterator[tuple[Any, Raw]
 
 def _decoded_leniently(row: Raw, kind: type[Struct]) -> Any:
     try:
-        # Bytes that are not UTF-8 become lone surrogates, which no `Text` may hold.
-        return converted(json.loads(bytes(row).decode(errors="surrogateescape")), kind)
+        return converted(parsed(row), kind)
     except (ValueError, RecursionError) as error:
         return Broken(fault_of(error), repr(bytes(row)[:80]))
+
+
+def parsed(row: Raw) -> Any:
+    """A row with all its fields; bytes that are not UTF-8 become surrogates, which no `Text` holds.
+
+    Raises ValueError or RecursionError: numbers or nesting without end.
+    """
+    return json.loads(bytes(row).decode(errors="surrogateescape"))
 
 
 def converted(value: Any, kind: type[Struct]) -> Any:

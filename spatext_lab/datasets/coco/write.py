@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pocket scenes as a COCO folder: pictures, instances, captions and panoptic segments.
+"""Pocket scenes as a COCO folder: images, instances, captions and panoptic segments.
 
 Two fields go beyond COCO's format, which its readers ignore: `text` on an instance and on a
 panoptic segment is the region's free-form text. Nothing depends on when or where it was written.
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from spatext_lab.datasets.pocket import BACKDROPS, KINDS, LABELS, STUFF, PocketItem
 from spatext_lab.scene import rle
@@ -38,7 +39,7 @@ def write_coco(root: str | PathLike, split: str, items: Iterable[PocketItem]) ->
     Args:
         root:  folder, made if need be.
         split: "train" or "val".
-        items: in order; their pictures become 000000000001.png, 000000000002.png, ...
+        items: in order; their images become 000000000001.png, 000000000002.png, ...
 
     Raises:
         ValueError: another split, or an item with an empty mask.
@@ -47,32 +48,29 @@ def write_coco(root: str | PathLike, split: str, items: Iterable[PocketItem]) ->
     if split not in ("train", "val"):
         raise ValueError(f'split is {split!r}: write "train" or "val" (COCO 2017 has no other)')
     annotations = Path(root) / "annotations"
-    pictures, segments = Path(root) / f"{split}2017", annotations / f"panoptic_{split}2017"
+    photos, segments = Path(root) / f"{split}2017", annotations / f"panoptic_{split}2017"
     _refuse_foreign(annotations, split)
-    for folder in (pictures, segments):
+    for folder in (photos, segments):
         folder.mkdir(parents=True, exist_ok=True)
     images, things, captions, panoptic = [], [], [], []
     for number, item in enumerate(items, start=1):
         name = f"{number:012d}.png"
         infos, ids = _segments(item)
-        _save_png(item.image, pictures / name)
+        _save_png(item.image, photos / name)
         _save_png(ids, segments / name)
-        images.append(_image(item, number, name))
+        size = dict(zip(("height", "width"), item.image.shape, strict=False))
+        images.append({"license": 4, "file_name": name, **size, "id": number})
         panoptic.append({"image_id": number, "file_name": name, "segments_info": infos})
         things += _instances(item, infos, number, first_id=len(things) + 1)
         captions += [
             {"image_id": number, "id": len(captions) + i, "caption": text}
             for i, text in enumerate(item.captions, start=1)
         ]
-    kinds, everything = _categories()[: len(KINDS)], _categories()
+    everything = _categories()
+    kinds = [{key: c[key] for key in ("supercategory", "id", "name")} for c in everything]
     _save_json(annotations / f"captions_{split}2017.json", images, captions)
     _save_json(annotations / f"panoptic_{split}2017.json", images, panoptic, everything)
-    _save_json(
-        annotations / f"instances_{split}2017.json",
-        images,
-        things,
-        [{key: c[key] for key in ("supercategory", "id", "name")} for c in kinds],
-    )
+    _save_json(annotations / f"instances_{split}2017.json", images, things, kinds[: len(KINDS)])
 
 
 def _refuse_foreign(annotations: Path, split: str) -> None:
@@ -104,60 +102,41 @@ def _categories() -> list[dict[str, Any]]:
     ]
 
 
-def _image(item: PocketItem, number: int, name: str) -> dict[str, Any]:
-    height, width = item.image.shape[:2]
-    return {"license": 4, "file_name": name, "height": height, "width": width, "id": number}
-
-
 def _segments(item: PocketItem) -> tuple[list[dict[str, Any]], UInt8[np.ndarray, "h w 3"]]:
-    """The segments' records, in order, and the picture of their ids as R + 256 G + 65536 B."""
+    """The segments' records, in order, and the image of their ids as R + 256 G + 65536 B."""
     categories = _categories()
     infos: list[dict[str, Any]] = []
-    picture = np.zeros_like(item.image)
+    pixels = np.zeros_like(item.image)
     for segment in item.segments:
+        if not segment.mask.any():
+            raise ValueError(f"the mask of {segment.text!r} is empty: expected at least one pixel")
         category = categories[LABELS.index(segment.label)]
         # The category's colour, so that the PNG can be looked at, or the next one that is free.
         number = sum(c * 256**i for i, c in enumerate(category["color"]))
         while number in {info["id"] for info in infos}:
             number += 1
-        picture[segment.mask] = [number >> shift & 255 for shift in (0, 8, 16)]
+        pixels[segment.mask] = [number >> shift & 255 for shift in (0, 8, 16)]
         infos.append(
             {
                 "id": number,
                 "category_id": category["id"],
                 "iscrowd": 0,
-                "bbox": _bbox(segment.mask, segment.text),
+                "bbox": list(map(int, coco_mask.toBbox(rle.encode(segment.mask)))),
                 "area": int(segment.mask.sum()),
                 "text": segment.text,
             }
         )
-    return infos, picture
+    return infos, pixels
 
 
 def _instances(item: PocketItem, infos: list, image: int, first_id: int) -> list[dict[str, Any]]:
     things = [(s, info) for s, info in zip(item.segments, infos, strict=True) if s.is_thing]
     return [
-        {
-            "segmentation": rle.encode(segment.mask),
-            "area": info["area"],
-            "iscrowd": 0,
-            "image_id": image,
-            "bbox": info["bbox"],
-            "category_id": info["category_id"],
-            "id": number,
-            "text": segment.text,
-        }
+        {"segmentation": rle.encode(segment.mask), "area": info["area"], "iscrowd": 0}
+        | {"image_id": image, "bbox": info["bbox"], "category_id": info["category_id"]}
+        | {"id": number, "text": segment.text}
         for number, (segment, info) in enumerate(things, start=first_id)
     ]
-
-
-def _bbox(mask: Bool[np.ndarray, "h w"], text: str) -> list[int]:
-    """COCO's box: left, top, width, height in pixels."""
-    if not mask.any():
-        raise ValueError(f"the mask of {text!r} is empty: a segment has at least one pixel")
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
 def _save_png(pixels: UInt8[np.ndarray, "h w 3"], path: Path) -> None:

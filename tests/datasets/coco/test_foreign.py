@@ -368,6 +368,13 @@ def test_one_caption_that_is_not_utf_8_costs_one_caption(folder):
     assert subset.report.annotations == {fault: [("1.png", 0)]}
 
 
+def test_bytes_that_are_not_utf_8_in_a_field_that_is_not_read(folder):
+    root = folder(dogs=[{"author": "Jose\xe9"}])
+    file = root / "annotations" / "instances_val2017.json"
+    file.write_bytes(json.dumps(json.loads(file.read_text()), ensure_ascii=False).encode("latin-1"))
+    assert len(only(root).regions) == 1
+
+
 # --- ids ------------------------------------------------------------------------------------------
 
 
@@ -446,7 +453,9 @@ def test_boxes_alone_are_named_and_can_be_read(folder, empty):
     assert region.box == (10 / W, 8 / H, 40 / W, 32 / H)
 
 
-@pytest.mark.parametrize("box", [None, [], [1, 2, 3], ["1", 2, 3, 4], [0, 0, 1e9, 4]])
+@pytest.mark.parametrize(
+    "box", [None, [], [1, 2, 3], ["1", 2, 3, 4], [0, 0, 1e9, 4], [0.5, 0, 10**400, 4]]
+)
 def test_neither_mask_nor_box(folder, box):
     root = folder(dogs=[{"segmentation": [], "bbox": box}])
     assert "broken polygon or RLE" in left_out(root, boxes=True)
@@ -492,10 +501,13 @@ def test_masks_of_an_image_together_have_a_limit(folder, monkeypatch):
 def test_numbers_and_nesting_without_end_cost_one_record(folder):
     deep = "[" * 900 + "]" * 900
     dogs = [{}, {"id": 2, "segmentation": "DEEP"}, {"id": 3, "category_id": 10**400}]
-    root = folder(dogs=dogs, raw=lambda text: text.replace('"DEEP"', deep))
+    dogs.append({"id": 4, "segmentation": [["LONG", *SQUARE[1:]]]})
+    root = folder(
+        dogs=dogs, raw=lambda text: text.replace('"DEEP"', deep).replace('"LONG"', "9" * 5000)
+    )
     subset = read_coco(root, "val")
     assert [region.annotation for region in subset.items[0].regions] == [1]
-    assert subset.report.counts() == {"broken polygon or RLE": 1, "unknown category": 1}
+    assert subset.report.counts() == {"broken polygon or RLE": 2, "unknown category": 1}
 
 
 def test_nesting_beyond_any_reader_is_refused_by_the_files_name(folder):
