@@ -121,11 +121,9 @@ def module(path: Path) -> tuple[str, str] | None:
 
 
 def exported(code: ast.Module) -> list[str]:
-    """What a package's face names in `__all__`."""
-    for node in code.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+    """The names that a package's face hands on."""
+    handed = [n for n in code.body if isinstance(n, ast.ImportFrom) and "spatext" in n.module]
+    return sorted(alias.name for node in handed for alias in node.names)
 
 
 def public(node: ast.AST) -> bool:

@@ -22,23 +22,3 @@ from spatext_lab.diffusion.process import (
     to_x0_eps,
     training_loss,
 )
-
-__all__ = [
-    "PREDICTION_TYPES",
-    "Condition",
-    "Denoiser",
-    "SampleStep",
-    "UNetDenoiser",
-    "add_noise",
-    "drop_conditions",
-    "few_threads",
-    "generators",
-    "guided",
-    "initial_noise",
-    "multi_guided",
-    "noise_schedule",
-    "sample",
-    "target",
-    "to_x0_eps",
-    "training_loss",
-]

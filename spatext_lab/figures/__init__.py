@@ -4,18 +4,3 @@
 from spatext_lab.figures.charts import curve, grid
 from spatext_lab.figures.png import PALETTE, ImageWithAlt, colour, save, show, to_image
 from spatext_lab.figures.scenes import draw_scene, map_image, outline, token_strip
-
-__all__ = [
-    "PALETTE",
-    "ImageWithAlt",
-    "colour",
-    "curve",
-    "draw_scene",
-    "grid",
-    "map_image",
-    "outline",
-    "save",
-    "show",
-    "to_image",
-    "token_strip",
-]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A text encoder that learns to read places: more words, and room for longer sentences."""
+"""Growing a text encoder: position tokens, and a longer context."""
 
 import copy
 import json
@@ -17,20 +17,20 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from spatext_lab.reco.position_tokens import bin_ids
 from spatext_lab.reco.prompts import bin_token
 
-# (old rows (v, d), bins, generator) -> new rows (bins, d)
+# (old embeddings (v, d), bins, generator) -> new embeddings (bins, d)
 Init = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
 def normal_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
-    """Small and all at random, N(0, 0.02), as CLIP's own rows were before its training."""
+    """N(0, 0.02), as CLIP's own embeddings were before its training."""
     return 0.02 * torch.randn(bins, old.shape[1], generator=generator)
 
 
 def mean_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
-    """Drawn from the Gaussian that the old rows have, so a new word looks like any other word.
+    """Sampled from the Gaussian of the old embeddings, so that a new token looks like any other.
 
-    What transformers calls mean resizing is this Gaussian with 1e-9 of its covariance, so there
-    all new words begin as nearly the same one, the average word.
+    Mean resizing of transformers is this Gaussian with 1e-9 of its covariance: there all new tokens
+    begin as nearly the same one, the average token.
     """
     cloud = torch.distributions.MultivariateNormal(old.mean(0), _covariance(old))
     noise = torch.randn(bins, old.shape[1], generator=generator)
@@ -38,11 +38,11 @@ def mean_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tenso
 
 
 def smooth_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
-    """Neighbouring bins begin alike: a random smooth curve through the cloud of the old rows.
+    """Neighbouring bins begin alike: a random smooth curve through the old embeddings.
 
-    Each number of a row is a sum of WAVES cosines of the bin's coordinate v in [0, 1],
-    cos(pi j v) / j, j = 1 ... WAVES, with random weights, so that long waves, which tell left from
-    right, are the loudest; its spread over the bins is the old rows'.
+    Each dimension is a sum of WAVES cosines of the bin's coordinate v in [0, 1], cos(pi j v) / j,
+    j = 1 ... WAVES, with random weights, so that long waves, which separate left from right,
+    dominate; its deviation over the bins is that of the old embeddings.
     """
     v = torch.linspace(0, 1, bins, dtype=torch.float64)
     j = torch.arange(1, WAVES + 1)
@@ -51,7 +51,7 @@ def smooth_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Ten
     return (old.mean(0) + old.std(0) * (waves @ weights)).to(old.dtype)
 
 
-WAVES = 16  # the finest wave is an eighth of the picture long
+WAVES = 16  # the shortest wave is an eighth of the image long
 INITS: dict[str, Init] = {"mean": mean_rows, "normal": normal_rows, "smooth": smooth_rows}
 
 
@@ -64,19 +64,25 @@ def grow(
     init: str = "smooth",
     seed: int = 0,
 ) -> tuple[CLIPTextModel, object]:
-    """Copies of both that know `bins` more words and read `length` tokens.
+    """Adds position tokens and extends the context length; returns copies of both.
 
-    The new words are `<bin000>` ..., their rows begin as INITS[init] says; the position table is
-    grown by repeating its last row. All other weights are the old ones, to the last bit. Both
-    arguments are left as they were.
+    The new tokens are `<bin000>` ...; the position table is extended by repeating its last row. All
+    other weights are unchanged, to the last bit.
 
-    Raises ValueError for a tokenizer that has bins already, for one bin (0 for none), a length
-    under the old one and an unknown init.
+    Args:
+        bins: number of position tokens, at least 2; 0 for none.
+        length: new context length in tokens.
+        init: how the new embeddings begin, a key of `INITS`.
+        seed: of the random initialization.
+
+    Raises:
+        ValueError: for a tokenizer that has bins already, for one bin, for a length under the old
+            one and for an unknown init.
     """
     if known := len(bin_ids(tokenizer)):
-        raise ValueError(f"the tokenizer has {known} bins already; start from a base without any")
+        raise ValueError(f"the tokenizer has {known} bins already; start from a base without")
     if bins < 0 or bins == 1:
-        raise ValueError(f"bins is {bins}; give at least 2, the picture's two edges, or 0 for none")
+        raise ValueError(f"bins is {bins}; pass at least 2, the image's two edges, or 0 for none")
     if init not in INITS:
         raise ValueError(f"init is {init!r}; there are {', '.join(INITS)}")
     text_encoder, tokenizer = copy.deepcopy(text_encoder), copy.deepcopy(tokenizer)
@@ -87,23 +93,30 @@ def grow(
 
 
 def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
-    """A copy of a grown text encoder that knows only the words of `tokenizer`, one without bins.
+    """A copy of a grown text encoder with the tokens of `tokenizer` alone, so that the same model
+    can learn other position tokens.
 
-    So that the same model can learn other position tokens. Raises ValueError where the tokenizer
-    has bins, and where it has more words than the text encoder.
+    Args:
+        tokenizer: one without position tokens, see `without_bins`.
+
+    Raises:
+        ValueError: where the tokenizer has bins, and where it has more tokens than the text encoder
+            has embeddings.
     """
     rows = text_encoder.get_input_embeddings().num_embeddings
     if known := len(bin_ids(tokenizer)):
-        raise ValueError(f"the tokenizer has {known} bins; give the one from before them")
+        raise ValueError(f"the tokenizer has {known} bins; pass the one without them")
     if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words, the text encoder {rows} rows")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text encoder {rows} embeddings"
+        )
     text_encoder = copy.deepcopy(text_encoder)
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return text_encoder
 
 
 def without_bins(tokenizer):
-    """The tokenizer as it was before it had bins, for `forget`; the one given is left as it was."""
+    """A copy of the tokenizer without its position tokens."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     bins = set(bin_ids(tokenizer))
     state["added_tokens"] = [one for one in state["added_tokens"] if one["id"] not in bins]
@@ -138,6 +151,6 @@ def _lengthen(text_encoder: CLIPTextModel, length: int) -> None:
 
 
 def _covariance(rows: Tensor) -> Float[Tensor, "d d"]:
-    """Of the rows, with a little more on the diagonal, so that it has a root."""
+    """The covariance of rows, with a little more on the diagonal, so that it has a root."""
     scale = rows.var(0).mean()
     return torch.cov(rows.T) + 1e-5 * scale * torch.eye(rows.shape[1])

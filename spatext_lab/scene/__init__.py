@@ -2,5 +2,3 @@
 """What the user wants, whatever the method: a caption, and texts with a mask or a box each."""
 
 from spatext_lab.scene.scene import Region, Scene
-
-__all__ = ["Region", "Scene"]

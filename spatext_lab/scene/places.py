@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in a picture: boxes and masks, checked and brought to the grid that is asked for.
+"""Boxes and masks, checked, with messages that show the right form.
 
-A box is (x0, y0, x1, y1): left, top, right, bottom as fractions of the picture. Pixels,
+A box is (x0, y0, x1, y1): left, top, right, bottom as fractions of the image. Pixels,
 (x, y, width, height) and corners in another order are the mistakes everybody makes, so each is
-answered with the box that was probably meant.
+answered with the box that was probably intended.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 Box = tuple[float, float, float, float]
 
 BOX_FORM = (
-    "write box=(x0, y0, x1, y1) as fractions of the picture in [0, 1], with x0 < x1 and y0 < y1"
+    "write box=(x0, y0, x1, y1) as fractions of the image in [0, 1], with x0 < x1 and y0 < y1"
 )
 MASK_FORM = "write mask=<numpy array of bool, shape (height, width), at least one pixel True>"
-# A corner computed as x + width may miss 1.0 by a rounding error; that much is cut off.
+# A corner computed as x + width may miss 1.0 by a rounding error; that much is clamped.
 ROUNDING = 1e-6
 
 
@@ -43,7 +43,7 @@ def checked_mask(mask: Any) -> NDArray[np.bool_]:
 
 
 def checked_box(box: Any) -> Box:
-    """The box as four floats; raises ValueError for any other, with the box that was meant."""
+    """The box as four floats; raises ValueError for any other, with the box that was intended."""
     listed = isinstance(box, (Sequence, np.ndarray)) and len(box) == 4
     if not listed or not all(isinstance(value, Real) for value in box):
         raise ValueError(f"box is {box!r:.80}, not four numbers: {BOX_FORM}")
@@ -54,13 +54,13 @@ def checked_box(box: Any) -> Box:
 
 
 def _fault(box: Box) -> tuple[str, str] | None:
-    """What is wrong with four numbers, and what may have been meant; None for a good box."""
+    """What is wrong with four numbers, and what may have been intended; None for a good box."""
     if not all(math.isfinite(value) for value in box):
         return "with a value that is not a finite number", ""
     if max(box) > 2:
         return "which looks like pixels", _from_pixels(box)
     if min(box) < -ROUNDING or max(box) > 1 + ROUNDING:
-        return "which reaches off the picture", _cut_off(box)
+        return "which extends beyond the image", _cut_off(box)
     x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in box)
     if x0 >= x1 or y0 >= y1:
         return "where x0 < x1 and y0 < y1 do not both hold", _reordered(box)
@@ -77,7 +77,7 @@ def _proper(box: Box) -> bool:
 
 
 def _from_pixels(box: Box) -> str:
-    """The box as fractions, with a guess at what cannot be known here: the size of the picture."""
+    """The box as fractions, with a guess at what is unknown here: the size of the image."""
     x, y, a, b = corners = box
     order = "x0, y0, x1, y1"
     if a <= x or b <= y:
@@ -85,16 +85,16 @@ def _from_pixels(box: Box) -> str:
     side = next((side for side in (64, 128, 256, 512, 1024, 4096) if max(corners) <= side), 1)
     scaled = tuple(value / side for value in corners)
     if not _proper(scaled):
-        return "; divide x by the picture's width and y by its height"
+        return "; divide x by the image's width and y by its height"
     return (
-        f"; in a picture of {side} x {side} pixels, ({order}) = {_written(box)} "
+        f"; in an image of {side} x {side} pixels, ({order}) = {_written(box)} "
         f"is box={_written(scaled)}"
     )
 
 
 def _cut_off(box: Box) -> str:
     inside = tuple(min(max(value, 0.0), 1.0) for value in box)
-    return f"; cut off at the border it is box={_written(inside)}" if _proper(inside) else ""
+    return f"; clamped to the image it is box={_written(inside)}" if _proper(inside) else ""
 
 
 def _reordered(box: Box) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks as COCO's compressed run-length encoding: {"size": [height, width], "counts": text}.
 
-`counts` says how many pixels, column by column, are off, on, off, ...; from the fourth run on each
+`counts` holds how many pixels, column by column, are off, on, off, ...; from the fourth run on each
 number is the difference to the run two before it. A number is written in groups of five bits,
 lowest first, one printable character (from "0" on) for each group.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user wants, whatever the method: a caption, and texts with a place each.
+"""What the user wants, whatever the method: a caption, and regions with a text each.
 
 A `Scene` is written down once and read twice: SpaText (Avrahami et al., 2023) reads it as a map,
-ReCo (Yang et al., 2023) as a sentence. Both find all they need here; neither finds the other.
+ReCo (Yang et al., 2023) as a token sequence. Both read this class; it depends on neither.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spatext_lab.scene.places import BOX_FORM, MASK_FORM, Box
 
 __all__ = ["Region", "Scene"]
 
-# SpaText's defaults where a user says nothing of the whole, or nothing of a region
+# Default caption and region text, from the SpaText paper.
 DEFAULT_CAPTION, DEFAULT_TEXT = "A realistic image", "A random object"
 Segmenter = Callable[[Any], Iterable[tuple[str | None, NDArray[np.bool_]]]]
 REGION_FORM = "write Region(text, box=...) or Region(text, mask=...)"
@@ -35,11 +35,11 @@ FILE_FORM = (
 
 
 class Region:
-    """A text and its place: exactly one of a mask or a box. Immutable, equal and hashable by value.
+    """A text and where it applies: a mask or a box. Immutable, equal and hashable by value.
 
     Args:
-        text: what is to be seen there; not empty. "A random object" if it is not given.
-        box:  (x0, y0, x1, y1): left, top, right, bottom as fractions of the picture, in [0, 1].
+        text: what the region shows; not empty. "A random object" if it is not given.
+        box:  (x0, y0, x1, y1): left, top, right, bottom as fractions of the image, in [0, 1].
         mask: bool array (height, width), True where the region is; copied.
 
     Raises:
@@ -48,7 +48,7 @@ class Region:
 
     __slots__ = ("_box", "_mask", "_text")
 
-    # The places are checked below, with answers that teach, hence `Any`.
+    # Checked below, with messages that show the right form, hence `Any`.
     def __init__(self, text: str = DEFAULT_TEXT, *, box: Any = None, mask: Any = None):
         if (box is None) == (mask is None):
             given = "neither" if box is None else "both"
@@ -58,13 +58,13 @@ class Region:
             )
         self._text = _checked_text(text, "text")
         if not text.strip():
-            raise ValueError(f'text is empty ({text!r}): say what is there, such as "a red ball"')
+            raise ValueError(f'text is empty ({text!r}): name what it shows, such as "a red ball"')
         self._mask = None if mask is None else places.checked_mask(mask)
         self._box = None if box is None else places.checked_box(box)
 
     @property
     def text(self) -> str:
-        """What is to be seen in this place."""
+        """What the region shows."""
         return self._text
 
     @property
@@ -88,8 +88,8 @@ class Region:
         """The region on a grid of h x w pixels, bool (h, w), never empty.
 
         A box covers the pixels whose centre lies inside; a mask of another size is sampled at the
-        nearest pixel. A region too small to be hit that way keeps the one pixel that it lies in,
-        so that nothing the user asked for vanishes.
+        nearest pixel. A region that no pixel centre hits keeps the one pixel that contains it, so
+        that no region of the user's disappears.
         """
         if h < 1 or w < 1:
             raise _wrong_size(h, w)
@@ -125,7 +125,7 @@ class Scene:
     """A caption and its regions; later regions lie over earlier ones. Immutable, equal by value.
 
     Args:
-        caption: the text for the whole picture; may be empty, then only the regions speak.
+        caption: the text for the whole image; may be empty.
             "A realistic image" if it is not given.
         regions: any number of `Region`s, kept as a tuple; all masks of one scene have one size.
 
@@ -151,22 +151,22 @@ class Scene:
             if region._mask.shape != first[1]:
                 raise ValueError(
                     f"regions[{index}].mask has size (height, width) {region._mask.shape}, but "
-                    f"regions[{first[0]}].mask has {first[1]}: give all masks of one scene the "
-                    "same size, that of the picture"
+                    f"regions[{first[0]}].mask has {first[1]}: give all masks of a scene the "
+                    "same size, that of the image"
                 )
 
     @classmethod
     def from_image(cls, image: Any, segmenter: Segmenter, caption: str = DEFAULT_CAPTION) -> Scene:
-        """The scene of a picture, by a function that finds its segments.
+        """The scene of an image, by a function that finds its segments.
 
-        segmenter: gives (text, mask) pairs, masks bool (height, width); a text of None becomes
+        segmenter: returns (text, mask) pairs, masks bool (height, width); a text of None becomes
             "A random object". `evaluation.segmenters` has two.
         """
         pairs = segmenter(image)
         return cls(caption, [Region(text or DEFAULT_TEXT, mask=mask) for text, mask in pairs])
 
     def label_map(self, h: int, w: int) -> NDArray[np.int16]:
-        """Who is seen at each pixel, int16 (h, w): 0 nobody, k the k-th region, counted from 1."""
+        """Index of the topmost region at each pixel, int16 (h, w): 0 = none, k = regions[k - 1]."""
         if h < 1 or w < 1:
             raise _wrong_size(h, w)
         labels = np.zeros((h, w), np.int16)
@@ -302,7 +302,7 @@ def _checked_text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f'{field} is {value!r:.80}, not a text: write one, such as "a red ball"')
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{field} is {value!r:.80}, which holds half a character: use UTF-8")
+        raise ValueError(f"{field} is {value!r:.80}: it has an unpaired surrogate; use UTF-8")
     return value
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The U-Net that reads the spatio-textual map: the same network with a wider first convolution."""
+"""Widening the U-Net's first convolution, so that it reads the spatio-textual map."""
 
 import copy
 
@@ -13,11 +13,14 @@ from torch import nn
 def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     """A copy of `unet` that takes `extra` more input channels, after the old ones.
 
-    `unet` is left as it was. The weights of the new channels are zero, so that before training the
-    output is the old one whatever the map. Raises ValueError for extra < 1.
+    The weights of the new channels are zero (our choice), so that before training the output does
+    not depend on the map.
+
+    Raises:
+        ValueError: for extra < 1.
     """
     if extra < 1:
-        raise ValueError(f"extra is {extra}; give the number of channels of the map, at least 1")
+        raise ValueError(f"extra is {extra}; pass the number of channels of the map, at least 1")
     # from_pretrained(..., ignore_mismatched_sizes=True) would leave uninitialised memory there
     return _with_inputs(unet, unet.conv_in.in_channels + extra)
 
@@ -25,13 +28,13 @@ def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 def narrow_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A copy of `unet` without the input channels beyond those of its output: without the map.
 
-    Its output is exactly what `unet` gives with a zero map.
+    Its output is exactly that of `unet` with a zero map.
     """
     return _with_inputs(unet, unet.config.out_channels)
 
 
 def _with_inputs(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
-    """A copy that takes so many channels: the first as they were, new ones with weight zero."""
+    """A copy that takes `channels`: the first ones unchanged, new ones with weight zero."""
     changed = copy.deepcopy(unet)
     old = changed.conv_in
     new = nn.Conv2d(

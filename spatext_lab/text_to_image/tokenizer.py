@@ -23,7 +23,7 @@ def _byte_symbols() -> list[str]:
 
 
 def new_tokenizer(merges: int = MERGES, length: int = 77) -> CLIPTokenizer:
-    """A `CLIPTokenizer` with 512 + merges + 2 entries that pads and cuts to `length` tokens."""
+    """A `CLIPTokenizer` of 512 + merges + 2 tokens; pads and truncates to `length` tokens."""
     packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 1 + merges]
     pairs = [tuple(line.split()) for line in lines]

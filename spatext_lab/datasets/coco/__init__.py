@@ -5,13 +5,3 @@ from spatext_lab.datasets.coco.item import CocoItem, CocoSubset
 from spatext_lab.datasets.coco.read import PhotoChoice, read_coco, thing_names
 from spatext_lab.datasets.coco.report import CocoReport
 from spatext_lab.datasets.coco.write import write_coco
-
-__all__ = [
-    "CocoItem",
-    "CocoReport",
-    "CocoSubset",
-    "PhotoChoice",
-    "read_coco",
-    "thing_names",
-    "write_coco",
-]

@@ -16,19 +16,3 @@ from spatext_lab.datasets.pocket.world import (
     outline_mask,
     pocket_item,
 )
-
-__all__ = [
-    "BACKDROPS",
-    "COLOURS",
-    "KINDS",
-    "LABELS",
-    "PATTERNS",
-    "SIZE",
-    "STUFF",
-    "Placed",
-    "PocketItem",
-    "Segment",
-    "held_out",
-    "outline_mask",
-    "pocket_item",
-]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What helps a small network to learn in an hour what ReCo learned from forty million pictures.
+"""Auxiliary losses and a changed base, with which a small network learns ReCo's boxes in an hour.
 
-The paper fine-tunes Stable Diffusion, whose text encoder is CLIP's, whose U-Net has learned from
-billions of pictures where it is and what words look like. The pocket base has none of that: its
-text encoder gives "a red ball" and "a blue ball" nearly the same states (4 % apart). Without the
-aids, 1,400 steps of 16 taught it nothing of boxes; docs/log.md has the trials.
+Not the paper's. The paper fine-tunes Stable Diffusion, whose text encoder is CLIP's and whose U-Net
+was trained with billions of images. The pocket base has none of that: its text encoder gives "a red
+ball" and "a blue ball" nearly the same hidden states (4 % apart). Without these aids, 1,400 steps
+of 16 images taught it nothing of boxes; docs/log.md has the trials.
 """
 
 import copy
@@ -24,22 +24,26 @@ from spatext_lab.spatext.prior import ridge_regression
 from spatext_lab.spatext.widen import narrow_input, widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 
-TEXTS = 600  # captions by which keys and values are fitted to another text encoder
-BOX_WEIGHT = 10.0  # of a latent cell in a box, beside 1 elsewhere
-SHIFT = 2.0  # of the times towards noise
-ATTENTION = 0.1  # how much the loss of `training/attention.py` counts
+TEXTS = 600  # captions on which keys and values are fitted to another text encoder
+BOX_WEIGHT = 10.0  # of a latent cell in a box; 1 elsewhere
+SHIFT = 2.0  # of the timesteps towards noise
+ATTENTION = 0.1  # weight of the cross-attention loss
 
 
 def aided_base(base: TextToImagePipeline, clip: Clip) -> TextToImagePipeline:
-    """`base` with CLIP's text transformer as its text encoder, as Stable Diffusion has it, and with
-    coordinates as further inputs of its U-Net.
+    """A copy of `base` with CLIP's text transformer as its text encoder, as in Stable Diffusion,
+    and with coordinates as further inputs of its U-Net.
 
-    `base` is left as it was. Draws random weights: seed torch before. Raises ValueError where the
-    two have different vocabularies.
+    Initializes weights at random: seed torch before.
+
+    Raises:
+        ValueError: where the two have different vocabularies.
     """
     words = clip.settings["model_cfg"]["text_cfg"]["vocab_size"]
     if words != len(base.tokenizer):
-        raise ValueError(f"the aids' CLIP has {words} words, the base {len(base.tokenizer)}")
+        raise ValueError(
+            f"the CLIP has {words} tokens, the base {len(base.tokenizer)}: they differ"
+        )
     length = base.text_encoder.config.max_position_embeddings
     text_encoder = clip.text_transformer(length).to(base.device)
     captions = [pocket_item("train", i).captions[i % 5] for i in range(TEXTS)]
@@ -56,11 +60,11 @@ def refitted(
     text_encoder: CLIPTextModel,
     captions: Sequence[str],
 ) -> UNet2DConditionModel:
-    """A copy of `unet` whose keys and values read the states of another text encoder.
+    """A copy of `unet` whose keys and values read the hidden states of another text encoder.
 
-    They are the old ones after a ridge regression from the new states to those of the base's own
-    encoder, over all tokens of some captions; and half as much as a fresh layer has beside it, so
-    that what the old states did not tell apart can be told apart now.
+    They are the old ones after a ridge regression from the new hidden states to those of the base's
+    own encoder, over all tokens of some captions, plus half of a freshly initialized layer, so that
+    what the old hidden states did not separate can be separated now.
     """
     ids = base.tokenizer(
         list(captions), padding="max_length", truncation=True, return_tensors="pt"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who looks at which words: a U-Net's cross-attention, watched as it predicts, and a loss on it.
+"""A U-Net's cross-attention, recorded as it predicts, and an auxiliary loss on it.
 
-ReCo has no such loss: its network finds out from pictures alone that the cells in a box are to read
-that box's words. A small network, in an hour, does not; told so, it learns it in minutes.
+ReCo has no such loss: its network learns from images alone that the cells in a box should attend to
+that box's tokens. A small network does not learn it in an hour; with the loss it does in minutes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from spatext_lab.scene import Scene
 
 
 class _Watch:
-    """Cross-attention as diffusers' plain processor has it, each call's weights kept in a list."""
+    """Cross-attention as in diffusers' plain processor; the weights of each call go to a list."""
 
     def __init__(self, seen: list[Tensor]) -> None:
         self.seen = seen
@@ -38,9 +38,8 @@ class _Watch:
 
 @contextmanager
 def watched(unet: UNet2DConditionModel) -> Iterator[list[Float[Tensor, "b n l"]]]:
-    """Within it, every call of `unet` adds the weights of its cross-attention layers to the list.
-
-    Weights: of n cells (row by row) over l tokens, means of the heads, with gradients.
+    """Within it, every call of `unet` appends the weights of its cross-attention layers to a list:
+    of n cells (row by row) over l tokens, averaged over the heads, with gradients.
     """
     seen: list[Tensor] = []
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
@@ -59,9 +58,13 @@ def attention_loss(
 ) -> Float[Tensor, ""]:
     """-log of the attention that the cells in a box pay to that box's tokens, mean over the cells.
 
-    weights: of each layer, see `watched`. owners: whose token each is, by `PositionTokens.regions`.
-    0 where every cell in a box looks at nothing but its region; cells in no box may look where
-    they like. Where boxes overlap, a cell is the later one's.
+    0 where every cell in a box attends to its region alone; cells in no box are free. Where boxes
+    overlap, a cell belongs to the later one.
+
+    Args:
+        weights: of each layer, see `watched`.
+        owners: the region of each token, see `PositionTokens.token_regions`.
+        scenes: whose boxes own the cells.
     """
     owners = owners.to(weights[0].device)
     sides = [round(layer.shape[1] ** 0.5) for layer in weights]
@@ -78,7 +81,7 @@ def attention_loss(
 def _its_tokens(
     scenes: Sequence[Scene], side: int, owners: Int[Tensor, "b l"]
 ) -> Bool[Tensor, "b n l"]:
-    """Whether a token belongs to the region that has the cell, in a grid of side x side cells."""
+    """Whether a token belongs to the region that owns the cell, in a grid of side x side cells."""
     rows = [torch.from_numpy(scene.label_map(side, side)).flatten() for scene in scenes]
     labels = torch.stack(rows).to(owners.device)[:, :, None]
     return (labels == owners[:, None, :]) & (labels > 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ReCo learns from: random views of pictures with a text for each box."""
+"""ReCo's training examples: random views of images with a text for each box."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -16,34 +16,35 @@ from spatext_lab.scene import Region, Scene
 from spatext_lab.training import cache
 
 SCENES, PER_SKILL = 24_000, 12_000
-VIEWS, MIN_AREA = 4, 0.005  # of a COCO picture, and of a thing in it
-# ReCo takes 20 boxes of a picture at most; what fits into the text encoder decides before that.
+VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
+# ReCo takes 20 boxes of an image at most; the context length is the tighter limit.
 MOST_REGIONS = 20
 
 
 def examples(data: Path | None, size: int, seed: int) -> tuple[Iterator[cache.Example], int, str]:
-    """The views to learn from, how many, and a phrase for the card.
+    """The views, how many, and a phrase for the card.
 
-    data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
+    Args:
+        data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
     """
     if data is None:
         total = SCENES + len(SKILLS) * PER_SKILL
         phrase = f"random views of pocket scenes train 0-{SCENES - 1} and {PER_SKILL} of each skill"
         return pocket_views(SCENES, PER_SKILL, size, seed), total, phrase
     views, total = coco_views(data, size, seed)
-    pictures = f"{total // VIEWS} pictures of {data.name}, train2017"
-    return views, total, f"{VIEWS} random views each of {pictures}"
+    photos = f"{total // VIEWS} photos of {data.name}, train2017"
+    return views, total, f"{VIEWS} random views each of {photos}"
 
 
 def pocket_views(count: int, per_skill: int, size: int, seed: int) -> Iterator[cache.Example]:
     """A random view each of pocket training scenes and of every skill's training prompts."""
     worlds = (pocket_item("train", i) for i in range(count))
     skills = (skill_item(skill, "train", i) for i in range(per_skill) for skill in SKILLS)
-    told = chain(
+    shown = chain(
         ((item.image, item.captions, item.layout.regions) for item in worlds),
         ((item.image, (item.prompt,), item.scene.regions) for item in skills),
     )
-    for k, (image, captions, regions) in enumerate(told):
+    for k, (image, captions, regions) in enumerate(shown):
         yield _view(Image.fromarray(image), captions, regions, size, Random(f"{seed}/view/{k}"))
 
 
@@ -53,7 +54,7 @@ def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cach
 
 
 def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:
-    """VIEWS random views of each picture of a COCO folder, with its things as boxes; how many."""
+    """VIEWS random views of each photo of a COCO folder, with its objects as boxes; how many."""
     things, limits = thing_names(data, "train"), (1, MOST_REGIONS)
     subset = read_coco(
         data, "train", min_area=MIN_AREA, regions=limits, categories=things, boxes=True
