@@ -180,6 +180,14 @@ def test_the_top_level_can_be_overlooked():
     assert len(graph()) <= 17, sorted(graph())
 
 
+def test_the_two_methods_stand_apart_and_know_no_rival():
+    arrows = graph()
+    assert "reco" not in arrows["spatext"] | arrows["text_to_image"]
+    assert "spatext" not in arrows["reco"] | arrows["text_to_image"]
+    for method in ("spatext", "reco", "text_to_image", "diffusion"):
+        assert "baselines" not in arrows[method]
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
