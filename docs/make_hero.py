@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws docs/hero.png, the picture at the top of the README: `python docs/make_hero.py`."""
+"""Writes docs/hero.png, the image at the top of the README: `python docs/make_hero.py`."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ SEEDS = {"starry-night": 1, "beach": 1, "snow": 1}
 
 
 def main() -> None:
-    """One column a scene: as painted, by its caption alone, by its map."""
+    """One column per scene: as painted, from the caption alone, from caption and map."""
     scenes = [Scene.load(HERE.parent / "data" / "scenes" / f"{name}.json") for name in NAMES]
     text = TextToImagePipeline.from_pretrained(zoo.folder("pocket", "text-to-image"))
     spatext = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
     pairs = list(zip(scenes, NAMES, strict=True))
-    pictures = [draw_scene(scene, 220) for scene in scenes]
+    images = [draw_scene(scene, 220) for scene in scenes]
     for pipeline in (text, spatext):
-        pictures += [pipeline(scene, seed=SEEDS[name], **JOINT) for scene, name in pairs]
+        images += [pipeline(scene, seed=SEEDS[name], **JOINT).images[0] for scene, name in pairs]
     rows = ["the scene, painted", "its caption alone", "SpaText reads the map"]
     captions = [f"“{scene.caption}”" for scene in scenes]
     alt = "Three painted scenes, what a text-to-image model makes of their captions, and SpaText"
-    save(grid(pictures, 3, titles=captions, row_titles=rows, size=220), HERE / "hero.png", alt)
+    save(grid(images, 3, titles=captions, row_titles=rows, size=220), HERE / "hero.png", alt)
 
 
 if __name__ == "__main__":
