@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other views of a picture and its scene: mirrored, and cut out at random, boxes moved along.
+"""Random views of an image and its scene: flipped and cropped, its boxes moved with it.
 
-As ReCo's released code has it (its transforms come from MDETR): where a picture is mirrored, *left*
-and *right* change places in the caption, and only there; boxes that leave the picture are dropped.
+As in ReCo's released code (its transforms come from MDETR): where an image is flipped, *left* and
+*right* are swapped in the caption, and only there; boxes that leave the image are dropped.
 """
 
 import re
@@ -14,21 +14,22 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from spatext_lab.figures import to_image
 from spatext_lab.scene import Region
 from spatext_lab.scene.places import Box
 
-# What is left of a box must be this wide and high, as a part of the picture: a sliver of a thing
-# shows nothing of it. (The released code drops a box only where nothing at all is left.)
+# A box that is cropped must stay this wide and high, as a fraction of the image: a sliver of an
+# object shows nothing of it. (The released code drops a box only where nothing at all is left.)
 SLIVER = 1 / 32
-FLIP, CUT = 0.5, 0.5  # how many views are mirrored; how many are cut out of a larger picture
-ZOOM = 1.2  # at most so much larger, before it is cut
+FLIP, ENLARGE = 0.5, 0.5  # the fractions of views that are flipped; that are enlarged first
+ZOOM = 1.2  # at most so much larger, before it is cropped
 
 _SIDES = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True)
 class View:
-    """A square picture, its captions, and a box and a text for each thing that is in it."""
+    """A square image, its captions, and a box and a text for each object in it."""
 
     image: UInt8[np.ndarray, "size size 3"]
     captions: tuple[str, ...]
@@ -36,7 +37,10 @@ class View:
 
 
 def swap_sides(caption: str) -> str:
-    """The caption with the words *left* and *right* exchanged, whatever their case."""
+    """The caption with the words *left* and *right* exchanged, whatever their case.
+
+    swap_sides("Left of a bright tree") == "Right of a bright tree"
+    """
 
     def other(found: re.Match) -> str:
         word = found[0]
@@ -50,13 +54,17 @@ def swap_sides(caption: str) -> str:
 
 
 def mirrored(box: Box) -> Box:
-    """The box in the mirrored picture."""
+    """The box (x0, y0, x1, y1), in fractions, in the flipped image."""
     x0, y0, x1, y1 = box
     return 1 - x1, y0, 1 - x0, y1
 
 
-def cut(box: Box, window: Box) -> Box | None:
-    """The box as a part of the window, clipped at its edges; None where too little is left."""
+def crop(box: Box, window: Box) -> Box | None:
+    """The part of a box that is in the window, in fractions of the window.
+
+    Returns:
+        The box, clipped at the window's edges; None where it is narrower or lower than SLIVER.
+    """
     left, top, right, bottom = window
     w, h = right - left, bottom - top
     x0, y0, x1, y1 = box
@@ -72,16 +80,24 @@ def random_view(
     size: int,
     rng: Random,
 ) -> View:
-    """A random square of the picture as `size` x `size` pixels, mirrored in FLIP of all cases.
+    """A random square of the image as `size` x `size` pixels, flipped with probability FLIP.
 
-    The shorter side is brought to `size` pixels, or, in CUT of all cases, to up to ZOOM times as
-    many, and a random square of `size` pixels is cut out. Everything random comes from `rng`.
+    The shorter side is resized to `size` pixels, or, with probability ENLARGE, to up to ZOOM times
+    as many, and a random square of `size` pixels is cropped.
+
+    Args:
+        image:    of any size and mode.
+        captions: of the whole image.
+        regions:  masks become their boxes.
+        size:     of the view, in pixels.
+        rng:      all that is random comes from it, so equal states give equal views.
     """
+    image = to_image(image)
     window = _random_window(image.size, rng)
     w, h = image.size
     pixels = (window[0] * w, window[1] * h, window[2] * w, window[3] * h)
-    view = np.array(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, pixels))
-    kept = [(r.text, box) for r in regions if (box := cut(r.box, window))]
+    view = np.array(image.resize((size, size), Image.Resampling.LANCZOS, pixels))
+    kept = [(r.text, box) for r in regions if (box := crop(r.box, window))]
     if rng.random() < FLIP:
         view = np.ascontiguousarray(view[:, ::-1])
         captions = [swap_sides(caption) for caption in captions]
@@ -90,9 +106,9 @@ def random_view(
 
 
 def _random_window(size: tuple[int, int], rng: Random) -> Box:
-    """A random square of a picture of (width, height) pixels, as fractions of its sides."""
+    """A random square of an image of (width, height) pixels, as fractions of its sides."""
     w, h = size
-    zoom = rng.uniform(1, ZOOM) if rng.random() < CUT else 1.0
+    zoom = rng.uniform(1, ZOOM) if rng.random() < ENLARGE else 1.0
     side = min(w, h) / zoom
     left, top = rng.uniform(0, w - side), rng.uniform(0, h - side)
     return left / w, top / h, min((left + side) / w, 1.0), min((top + side) / h, 1.0)

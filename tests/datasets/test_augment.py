@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random views against their pixels: boxes drawn as coloured rectangles and found again."""
+"""Random views against their pixels: boxes rendered as coloured rectangles and found again."""
 
 from random import Random
 
@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatext_lab.datasets.augment import SLIVER, ZOOM, View, cut, mirrored, random_view, swap_sides
+from spatext_lab.datasets.augment import SLIVER, ZOOM, View, crop, mirrored, random_view, swap_sides
 from spatext_lab.scene import Region
 
 SIZE = 64
@@ -19,8 +19,8 @@ COLOURS = {
     "blue": (0, 0, 255),
     "white": (255, 255, 255),
 }
-# (width, height) of a picture, and the rectangles that are in it, in pixels
-PICTURES = {
+# (width, height) of an image, and the rectangles that are in it, in pixels
+IMAGES = {
     "square": (
         (64, 64),
         {"red": (4, 6, 20, 30), "blue": (40, 10, 60, 58), "green": (2, 40, 12, 62)},
@@ -37,15 +37,15 @@ PICTURES = {
 }
 
 
-def drawn(name: str) -> tuple[Image.Image, list[Region]]:
-    (width, height), things = PICTURES[name]
-    picture = np.zeros((height, width, 3), np.uint8)
+def rendered(name: str) -> tuple[Image.Image, list[Region]]:
+    (width, height), things = IMAGES[name]
+    image = np.zeros((height, width, 3), np.uint8)
     regions = []
     for colour, (x0, y0, x1, y1) in things.items():
-        picture[y0:y1, x0:x1] = COLOURS[colour]
+        image[y0:y1, x0:x1] = COLOURS[colour]
         box = (x0 / width, y0 / height, x1 / width, y1 / height)
         regions.append(Region(f"the {colour} one, left", box=box))
-    return Image.fromarray(picture), regions
+    return Image.fromarray(image), regions
 
 
 def seen(view: View, colour: str) -> tuple[int, int, int, int] | None:
@@ -58,20 +58,20 @@ def seen(view: View, colour: str) -> tuple[int, int, int, int] | None:
 
 
 def views(name: str, count: int = 150) -> list[View]:
-    picture, regions = drawn(name)
-    captions = ["the red one is left", "a picture"]
+    image, regions = rendered(name)
+    captions = ["the red one is left", "an image"]
     return [
-        random_view(picture, captions, regions, SIZE, Random(f"{name}/{k}")) for k in range(count)
+        random_view(image, captions, regions, SIZE, Random(f"{name}/{k}")) for k in range(count)
     ]
 
 
 # --- boxes against pixels -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_boxes_go_where_the_pixels_go(name):
     """Every kept box is where its colour is, to a pixel; what was dropped is a sliver at most."""
-    _, things = PICTURES[name]
+    _, things = IMAGES[name]
     kept = dict.fromkeys(things, 0)
     for view in views(name):
         assert view.image.shape == (SIZE, SIZE, 3)
@@ -88,8 +88,8 @@ def test_boxes_go_where_the_pixels_go(name):
     assert min(kept.values()) > 0
 
 
-def test_what_leaves_the_picture_is_dropped_and_the_rest_keep_text_and_order():
-    _, things = PICTURES["wide"]
+def test_what_leaves_the_image_is_dropped_and_the_rest_keep_text_and_order():
+    _, things = IMAGES["wide"]
     texts = [f"the {colour} one, left" for colour in things]
     numbers = set()
     for view in views("wide"):
@@ -103,25 +103,25 @@ def test_what_leaves_the_picture_is_dropped_and_the_rest_keep_text_and_order():
 
 
 def test_a_view_without_any_region_is_one():
-    picture = Image.fromarray(np.zeros((20, 400, 3), np.uint8))
+    image = Image.fromarray(np.zeros((20, 400, 3), np.uint8))
     corner = [Region("a corner", box=(0.8, 0, 1, 1))]
-    lost = [random_view(picture, ["c"], corner, 16, Random(k)).regions for k in range(40)]
+    lost = [random_view(image, ["c"], corner, 16, Random(k)).regions for k in range(40)]
     assert () in lost
     assert any(lost)
 
 
-def test_half_of_the_views_are_mirrored_and_captions_stay_true():
+def test_half_of_the_views_are_flipped_and_captions_stay_true():
     """Red is on the left of blue in the square; where it is not, the caption says so."""
     sides = {"left": 0, "right": 0}
     for view in views("square", 400):
         red, blue = seen(view, "red"), seen(view, "blue")
         side = "left" if red[0] < blue[0] else "right"
-        assert view.captions == (f"the red one is {side}", "a picture")
+        assert view.captions == (f"the red one is {side}", "an image")
         sides[side] += 1
     assert 160 < sides["left"] < 240
 
 
-def test_half_of_the_views_are_cut_out_of_a_larger_picture():
+def test_half_of_the_views_are_cropped_from_an_enlarged_image():
     """By the width of what is whole in the view, which nothing but the zoom changes."""
     zooms = []
     for view in views("square", 400):
@@ -135,13 +135,13 @@ def test_half_of_the_views_are_cut_out_of_a_larger_picture():
 
 
 def test_the_square_is_one_and_lies_anywhere():
-    """In a picture whose pixels say where they are: red by column, green by row."""
+    """In an image whose pixels say where they are: red by column, green by row."""
     h, w = 48, 200
-    picture = np.zeros((h, w, 3), np.uint8)
-    picture[..., 0], picture[..., 1] = np.arange(w), 5 * np.arange(h)[:, None]
+    image = np.zeros((h, w, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(w), 5 * np.arange(h)[:, None]
     corners = []
     for k in range(200):
-        view = random_view(Image.fromarray(picture), ["left"], [], 96, Random(k))
+        view = random_view(Image.fromarray(image), ["left"], [], 96, Random(k))
         columns, rows = view.image[48, :, 0].astype(int), view.image[:, 48, 1] / 5
         left, right = sorted((columns[0], columns[-1]))
         top, bottom = rows[0], rows[-1]
@@ -158,35 +158,37 @@ def test_the_square_is_one_and_lies_anywhere():
 
 
 def test_a_mask_goes_along_as_its_box():
-    picture, regions = drawn("square")
+    image, regions = rendered("square")
     mask = np.zeros((64, 64), bool)
     mask[6:30, 4:20] = True
     as_mask = [Region(regions[0].text, mask=mask), *regions[1:]]
     for k in range(10):
         one, two = (
-            random_view(picture, ["c"], given, SIZE, Random(k)) for given in (regions, as_mask)
+            random_view(image, ["c"], given, SIZE, Random(k)) for given in (regions, as_mask)
         )
         assert one.regions == two.regions
 
 
 def test_a_view_comes_from_its_random_numbers_alone():
-    picture, regions = drawn("wide")
-    before = np.array(picture)
+    image, regions = rendered("wide")
+    before = np.array(image)
 
     def view(seed: int) -> View:
-        return random_view(picture, ["left"], regions, SIZE, Random(seed))
+        return random_view(image, ["left"], regions, SIZE, Random(seed))
 
     for seed in range(5):
         one, two, other = view(seed), view(seed), view(seed + 100)
         assert np.array_equal(one.image, two.image)
         assert (one.captions, one.regions) == (two.captions, two.regions)
         assert not np.array_equal(one.image, other.image)
-    assert np.array_equal(np.array(picture), before)
+    assert np.array_equal(np.array(image), before)
 
 
-def test_pictures_of_other_modes_are_read_as_rgb():
+def test_images_of_other_modes_are_read_as_rgb():
     grey = Image.fromarray(np.full((20, 20), 77, np.uint8))
     assert (random_view(grey, ["c"], [], 8, Random(0)).image == 77).all()
+    deep = Image.fromarray(np.full((20, 20), 77 * 257, np.uint16))
+    assert (random_view(deep, ["c"], [], 8, Random(0)).image == 77).all()
 
 
 # --- one box --------------------------------------------------------------------------------------
@@ -211,8 +213,8 @@ def test_a_box_is_mirrored_and_back():
     ],
 )
 def test_a_box_in_a_window(box, inside):
-    """The window is the middle of the picture, half as wide and high."""
-    assert cut(box, (0.25, 0.25, 0.75, 0.75)) == inside
+    """The window is the middle of the image, half as wide and high."""
+    assert crop(box, (0.25, 0.25, 0.75, 0.75)) == inside
 
 
 # --- left and right -------------------------------------------------------------------------------
