@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PaintSkills that were published: scene and box files of both versions, as they are unpacked.
+"""The published PaintSkills: scene and box files of both versions, as they are unpacked.
 
 Cho, Zala and Bansal, arXiv 2202.04053; format after the repositories j-min/DallEval (readers) and
 aszala/PaintSkills-Simulator (writers). A scene has `id`, `text` and `objects`; an object `shape`,
 `color` ("plain" for none) and `relation` ("left_0": left of object 0). The second version (2022-11)
-has no colour skill, words its prompts otherwise, and gives each object a `coconame`. Boxes lie in a
-file like COCO's: [x, y, width, height] in pixels of a picture whose size is there too (720 x 720).
+has no colour skill, words its prompts otherwise, and gives each object a `coconame`. Boxes are in a
+file like COCO's: [x, y, width, height] in pixels of an image whose size is given too (720 x 720).
 """
 
 import json
@@ -24,19 +24,46 @@ LAYOUT = (
 FOLDERS = {"colour": "color"}
 OBJECTS = {"object": (1,), "count": (1, 2, 3, 4), "colour": (1,), "spatial": (2,)}
 _NAMES = {str: "a text", int: "a whole number", list: "a list"}
-_FURTHEST = 1e9  # of a number of pixels: far beyond any picture, even beyond a hidden object's box
+_FURTHEST = 10**9  # pixels: far beyond any image, even beyond a hidden object's box
+
+
+def read_prompts(file: str | Path) -> list[SkillPrompt]:
+    """The prompts of one scene file in the published layout.
+
+        read_prompts("paintskills/count/scenes/count_val.json")
+
+    Args:
+        file: ROOT/SKILL/scenes/SKILL_SPLIT.json; the box file is looked up beside it.
+
+    Raises:
+        FileNotFoundError: one of both files is missing.
+        ValueError: a path of another form, or a damaged file.
+    """
+    file = Path(file)
+    name, _, split = file.stem.rpartition("_")
+    skill = {folder: skill for skill, folder in FOLDERS.items()}.get(name, name)
+    if file.parts[-3:] != (name, "scenes", f"{name}_{split}.json") or skill not in SKILLS:
+        raise ValueError(f"prompts is {file}: pass ROOT/count/scenes/count_val.json, or its likes")
+    return read_paintskills(file.parents[2], skill, split)
 
 
 def read_paintskills(root: str | Path, skill: str, split: str) -> list[SkillPrompt]:
-    """The scenes of a skill's split as they stand in the file; each file is read once.
+    """The scenes of a skill's split, in the file's order; each file is read once.
 
-    root: where the published archive is unpacked. skill: one of SKILLS. split: "train" or "val".
+    A prompt is the file's own; its `index` is the number in the scene's id, which names the image
+    (`image_count_val_00937.png`). The kind is the word that the prompt has for the object. An
+    object that the simulator hid has no box, as in DallEval's loader; a box that leaves the image
+    is clipped.
 
-    A prompt is the file's own; its `index` is the number in the scene's id, which names the picture
-    (`image_count_val_00937.png`). The kind is the word that the prompt has for the thing. A thing
-    that the simulator hid has no box, as in DallEval's loader; one that leaves the picture is cut.
-    Raises FileNotFoundError for a missing file, and ValueError for an unknown skill or split and
-    for a damaged file, with its name, the entry and the field.
+    Args:
+        root:  where the published archive is unpacked.
+        skill: one of SKILLS.
+        split: "train" or "val".
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an unknown skill or split, or a damaged file, with its name, the entry and the
+            field.
     """
     if skill not in SKILLS:
         raise ValueError(f"skill is {skill!r}; there are {', '.join(SKILLS)}")
@@ -70,15 +97,15 @@ def _prompt(
             f"{where}.objects has {len(objects)} entries, but {len(shown)} boxes are annotated"
         )
     places = [f"{where}.objects[{number}]" for number in range(len(objects))]
-    # the simulator writes the boxes of a picture in the order of the scene's objects
+    # the simulator writes the boxes of an image in the order of the scene's objects
     things = tuple(_thing(skill, *each) for each in zip(objects, shown, places, strict=True))
     relation = _relation(objects[1], places[1]) if skill == "spatial" else None
-    return SkillPrompt(skill, split, index, prompt, things, tuple(map(_said, things)), relation)
+    return SkillPrompt(skill, split, index, prompt, things, tuple(map(_phrase, things)), relation)
 
 
 def _index(row: Any, where: str) -> int:
     name = _text(row, where, "id")
-    number = re.fullmatch(r".*_(\d+)", name)
+    number = re.fullmatch(r".*_(\d{1,9})", name)
     if number is None:
         raise ValueError(f"{where}.id is {name!r:.80}, not one such as 'count_val_00937'")
     return int(number[1])
@@ -88,7 +115,8 @@ def _thing(skill: str, row: Any, box: Box | None, where: str) -> Thing:
     colour = _text(row, where, "color")
     if skill == "colour" and colour == "plain":
         raise ValueError(f"{where}.color is 'plain'; the skill colour asks for one")
-    kind = _text(row, where, "coconame") if "coconame" in row else _word(_text(row, where, "shape"))
+    named = row.get("coconame") is not None
+    kind = _text(row, where, "coconame") if named else _word(_text(row, where, "shape"))
     return Thing(kind, None if colour == "plain" else colour, box)
 
 
@@ -97,7 +125,7 @@ def _word(shape: str) -> str:
     return "human" if shape.startswith("human") else re.sub(r"(?=[A-Z])", " ", shape).lower()
 
 
-def _said(thing: Thing) -> str:
+def _phrase(thing: Thing) -> str:
     return article(f"{thing.colour} {thing.kind}" if thing.colour else thing.kind)
 
 
@@ -111,13 +139,13 @@ def _relation(row: dict, where: str) -> str:
 
 
 def _read_boxes(path: Path, layout: str) -> dict[int, list[Box | None]]:
-    """Number of a picture: the normalised boxes of its objects in order, None for a hidden one."""
+    """By the image's number, its objects' boxes in fractions, in order; None for a hidden one."""
     file, sizes = _read(path, layout), {}
     for number, row in enumerate(_list(file, f"{path}: file", "images")):
         where = f"{path}: images[{number}]"
         size = _field(row, where, "width", int), _field(row, where, "height", int)
-        if min(size) < 1:
-            raise ValueError(f"{where} has (width, height) {size}; both are at least 1")
+        if not 1 <= min(size) <= max(size) <= _FURTHEST:
+            raise ValueError(f"{where} has (width, height) {size!s:.80}; both are at least 1")
         sizes[_field(row, where, "id", int)] = size
     shown: dict[int, list[Box | None]] = {number: [] for number in sizes}
     for number, row in enumerate(_list(file, f"{path}: file", "annotations")):
@@ -130,7 +158,7 @@ def _read_boxes(path: Path, layout: str) -> dict[int, list[Box | None]]:
 
 
 def _box(values: list, size: tuple[int, int], where: str) -> Box | None:
-    """Pixels [x, y, w, h] as fractions (x0, y0, x1, y1), cut at the border."""
+    """Pixels [x, y, w, h] as fractions (x0, y0, x1, y1), clipped at the border."""
     good = len(values) == 4 and all(type(v) in (int, float) for v in values)
     if not good or not all(abs(v) < _FURTHEST for v in values):
         raise ValueError(f"{where} is {values!r:.80}, not [x, y, width, height] in pixels")
@@ -140,7 +168,7 @@ def _box(values: list, size: tuple[int, int], where: str) -> Box | None:
     corners = x / size[0], y / size[1], (x + w) / size[0], (y + h) / size[1]
     x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in corners)
     if x0 >= x1 or y0 >= y1:
-        raise ValueError(f"{where} is {values}, off the picture of {size[0]} x {size[1]} pixels")
+        raise ValueError(f"{where} is {values}, off the image of {size[0]} x {size[1]} pixels")
     return x0, y0, x1, y1
 
 
@@ -159,9 +187,12 @@ def _field(row: Any, where: str, key: str, kind: type) -> Any:
     """A field of the right type, or a ValueError that says where it should be."""
     if not isinstance(row, dict) or key not in row:
         raise ValueError(f"{where} has no field {key!r}")
-    if type(row[key]) is not kind:
-        raise ValueError(f"{where}.{key} is {row[key]!r:.80}, not {_NAMES[kind]}")
-    return row[key]
+    value = row[key]
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)  # some writers have no other numbers
+    if type(value) is not kind:
+        raise ValueError(f"{where}.{key} is {value!r:.80}, not {_NAMES[kind]}")
+    return value
 
 
 def _list(row: Any, where: str, key: str) -> list:

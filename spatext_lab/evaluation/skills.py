@@ -32,7 +32,7 @@ from spatext_lab.datasets.pocket.paintskills import (
     Thing,
     skill_item,
 )
-from spatext_lab.datasets.published_paintskills import FOLDERS, read_paintskills
+from spatext_lab.datasets.published_paintskills import read_prompts
 from spatext_lab.evaluation.boxes import Detection, detections
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
@@ -183,15 +183,10 @@ def published_items(file: Path) -> tuple[list[SkillPrompt], int]:
         file: in the published layout, ROOT/count/scenes/count_val.json.
 
     Raises:
-        FileNotFoundError, ValueError: what `read_paintskills` raises, a path that is not of this
+        FileNotFoundError, ValueError: what `read_prompts` raises, a path that is not of this
             form, and a file with no prompt that the judge could answer.
     """
-    name, _, split = file.stem.rpartition("_")
-    skill = {folder: skill for skill, folder in FOLDERS.items()}.get(name, name)
-    layout = (f"{name}_{split}.json", "scenes", name)
-    if (file.name, file.parent.name, file.parent.parent.name) != layout or skill not in SKILLS:
-        raise ValueError(f"prompts is {file}; pass ROOT/count/scenes/count_val.json, or its likes")
-    found = read_paintskills(file.parents[2], skill, split)
+    found = read_prompts(file)
     kept = [one for one in found if all(map(_can_be_judged, one.things))]
     if not kept:
         raise ValueError(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from spatext_lab.datasets.pocket.paintskills import Thing
-from spatext_lab.datasets.published_paintskills import read_paintskills
+from spatext_lab.datasets.published_paintskills import read_paintskills, read_prompts
 from spatext_lab.evaluation.boxes import Detection
 from spatext_lab.evaluation.skills import RULES
 
@@ -24,11 +24,11 @@ def a_scene(name, text, *objects):
     return {"id": name, **fields, "objects": list(objects)}
 
 
-def boxes(*pictures, width=720, height=720):
-    """The box file of pictures (number, [bbox, ...])."""
+def boxes(*images_, width=720, height=720):
+    """The box file of images (number, [bbox, ...])."""
     images, annotations = [], []
-    for number, each in pictures:
-        name = f"image_any_val_{number:05}.png"
+    for number, each in images_:
+        name = f"image_any_val_{number}.png"
         images.append({"file_name": name, "height": height, "width": width, "id": number})
         for bbox in each:
             one = {"id": len(annotations), "image_id": number, "category_id": 3, "iscrowd": 0}
@@ -60,7 +60,7 @@ def test_the_first_version_counts(published):
         a_scene("count_val_00937", "a photo of 3 stop sign", *signs),
     ]
     places = [[72, 144, 360, 180], [0, 0, 36, 72], [540, 540, 180, 180]]
-    # the box file has the pictures in any order, as a folder lists them
+    # the box file has the images in any order, as a folder lists them
     root = published("count", scenes, boxes((937, places), (0, places[:2])))
     one, two = read_paintskills(root, "count", "val")
     assert (one.skill, one.split, one.index) == ("count", "val", 0)
@@ -133,8 +133,8 @@ def test_boxes_come_back_to_the_pixel(published, size):
         assert pixels == pytest.approx(bbox, abs=1e-9)
 
 
-def test_what_was_hidden_has_no_box_and_what_sticks_out_is_cut(published):
-    """A thing of which no pixel was seen has, from the simulator, a box turned inside out."""
+def test_a_hidden_object_has_no_box_and_one_that_sticks_out_is_clipped(published):
+    """The simulator gives an object of which no pixel was seen a box turned inside out."""
     scenes = [a_scene("spatial_val_00001", SAID, *SPATIAL)]
     hidden, out = [1000000, 100000, -1000000, -100000], [-36, 684, 72, 72]
     root = published("spatial", scenes, boxes((1, [hidden, out])))
@@ -174,7 +174,7 @@ DAMAGES = {
         scene(lambda s: s.update(id="spatial_val")),
         "data[0].id is 'spatial_val', not one such as 'count_val_00937'",
     ),
-    "a picture without boxes": (
+    "an image without boxes": (
         scene(lambda s: s.update(id="spatial_val_00008")),
         "data[0].id ends in 8, but ",
     ),
@@ -214,7 +214,7 @@ DAMAGES = {
         box_file(lambda f: f["annotations"].pop()),
         "data[0].objects has 2 entries, but 1 boxes are annotated",
     ),
-    "a box of no picture": (
+    "a box of no image": (
         box_file(lambda f: f["annotations"][1].update(image_id=5)),
         "spatial_val_bounding_boxes.json: annotations[1].image_id is 5; images has no such id",
     ),
@@ -234,19 +234,31 @@ DAMAGES = {
         box_file(lambda f: f["annotations"][0].update(bbox=[10**400, 2, 3, 4])),
         "annotations[0].bbox is [1000",
     ),
-    "a box off the picture": (
+    "a box off the image": (
         box_file(lambda f: f["annotations"][0].update(bbox=[720, 2, 3, 4])),
-        "annotations[0].bbox is [720, 2, 3, 4], off the picture of 720 x 720 pixels",
+        "annotations[0].bbox is [720, 2, 3, 4], off the image of 720 x 720 pixels",
     ),
-    "a picture of no width": (
+    "an image of no width": (
         box_file(lambda f: f["images"][0].update(width=0)),
         "images[0] has (width, height) (0, 720); both are at least 1",
+    ),
+    "an image beyond any": (
+        box_file(lambda f: f["images"][0].update(width=10**400)),
+        "images[0] has (width, height) (1000",
+    ),
+    "a number without end": (
+        scene(lambda s: s.update(id="spatial_val_" + "1" * 5000)),
+        "not one such as 'count_val_00937'",
+    ),
+    "half a pixel": (
+        box_file(lambda f: f["images"][0].update(width=720.5)),
+        "images[0].width is 720.5, not a whole number",
     ),
     "a width in words": (
         box_file(lambda f: f["images"][0].update(width="720")),
         "images[0].width is '720', not a whole number",
     ),
-    "no pictures": (
+    "no images": (
         box_file(lambda f: f.pop("images")),
         "spatial_val_bounding_boxes.json: file has no field 'images'",
     ),
@@ -263,6 +275,32 @@ def test_damage_is_named_with_its_file_entry_and_field(published, damage):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read_paintskills(root, "spatial", "val")
     assert str(root) in str(error.value)
+
+
+def test_whole_numbers_as_floats_a_null_and_a_byte_order_mark_are_read(published):
+    scenes = [a_scene("object_val_00003", "a photo of bus", an_object(0, "bus", coconame=None))]
+    file = boxes((3.0, [[72.0, 0.0, 72.0, 720.0]]), width=720.0)
+    root = published("object", scenes, file)
+    path = root / "object" / "scenes" / "object_val.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    (one,) = read_paintskills(root, "object", "val")
+    assert one.things == (Thing("bus", None, (0.1, 0.0, 0.2, 1.0)),)
+
+
+def test_a_scene_file_is_read_by_its_path(published):
+    scenes = [a_scene("color_val_00004", "a photo of red bus", an_object(0, "bus", color="red"))]
+    root = published("color", scenes, boxes((4, [[0, 360, 720, 360]])))
+    file = root / "color" / "scenes" / "color_val.json"
+    assert read_prompts(file) == read_prompts(str(file)) == read_paintskills(root, "colour", "val")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["color_val.json", "color/color_val.json", "color/scenes/count_val.json", "a/scenes/a_b.json"],
+)
+def test_a_path_of_another_form_is_refused(tmp_path, path):
+    with pytest.raises(ValueError, match=r"pass ROOT/count/scenes/count_val\.json"):
+        read_prompts(tmp_path / path)
 
 
 def test_a_colour_must_be_asked_for(published):
@@ -293,6 +331,6 @@ def test_a_missing_file_is_named_with_the_layout(published):
     ("skill", "split", "message"),
     [("color", "val", "skill is 'color'; there are"), ("count", "test", "split is 'test'; count")],
 )
-def test_what_there_is_not_is_refused(tmp_path, skill, split, message):
+def test_an_unknown_skill_or_split_is_refused(tmp_path, skill, split, message):
     with pytest.raises(ValueError, match=message):
         read_paintskills(tmp_path, skill, split)
