@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from spatext_lab import zoo
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
 from spatext_lab.training import checkpoint
@@ -95,6 +96,9 @@ def _recipe(name: str, options: dict[str, Any]) -> Recipe:
                 f"{key} is {_short(value)}; {name} has no such option, "
                 + (f"these have: {', '.join(able)}" if able else "nor has any other recipe")
             )
+    selects = [key for key in options if key in PhotoChoice.__annotations__]
+    if selects and not options.get("data"):
+        raise ValueError(f"{selects[0]} chooses photos; pass the folder that has them as data")
     return RECIPES[name]
 
 
@@ -121,7 +125,7 @@ def _made(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     made = {key: option.default for key, option in recipe.options.items()} | given
     for key, value in made.items():
         if key == "base" and value is not None:
-            made[key] = checkpoint.fingerprint(zoo.root(value))
+            made[key] = checkpoint.fingerprint(zoo.folder(value))
         elif isinstance(value, Path):
             if not value.is_dir():
                 raise FileNotFoundError(f"{key} is {value}, which is not a folder")

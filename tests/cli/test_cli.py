@@ -476,6 +476,47 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
     ]
 
 
+# --- somebody's own export ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_export(tmp_path) -> Path:
+    """A folder in COCO's layout whose images have no licence, as labelling tools write it."""
+    from spatext_lab.datasets.coco import write_coco
+    from spatext_lab.datasets.pocket import pocket_item
+
+    root = tmp_path / "own"
+    write_coco(root, "train", [pocket_item("train", i) for i in range(2)])
+    for path in (root / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        content.pop("licenses", None)
+        for image in content.get("images", ()):
+            image.pop("license", None)
+        path.write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("recipe", ["spatext", "reco", "other-maps"])
+def test_a_recipe_reads_an_own_export_when_all_licences_are_allowed(
+    recipe, own_export, tmp_path, capsys, monkeypatch
+):
+    from spatext_lab.training import cache
+
+    line = f"train {recipe} --steps 1 --device cpu --data {own_export} --out {tmp_path}/o"
+    assert typed(line) == 2
+    assert "own passes, of 2: 2 x no licence in its record" in one_line(capsys)
+    built = []
+
+    def build(examples, total, *parts):
+        built.append(total)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "build", build)
+    assert typed(f"{line} --licences all --min-area 0") == 130
+    assert built[0] >= 2
+    assert typed(f"{line} --licences all --categories unicorn") == 2
+
+
 # --- scenes of photos, published prompts ----------------------------------------------------------
 
 

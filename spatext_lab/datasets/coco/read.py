@@ -42,8 +42,8 @@ class PhotoChoice(TypedDict, total=False):
     """Which photos and regions of a COCO folder to use, for commands that read one.
 
     Args:
-        licences: licences to keep, by COCO's numbers, or "all" for all and none
-            (4 5 7 8, which may be shown, changed and sold).
+        licences: licences to keep, by COCO's numbers (4 5 7 8, which allow change and sale); all,
+            and photos without one, are kept with None ("all").
         min_area: a region's least visible fraction of the photo, in [0, 1).
         categories: names of the categories that may become regions; all if not given.
     """

@@ -3,7 +3,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.datasets import pocket
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import UNetDenoiser, drop_conditions, training_loss
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import choose_segments
@@ -35,20 +36,23 @@ WORDS = (*pocket.KINDS, *pocket.COLOURS, *pocket.PATTERNS, *pocket.STUFF)
 def make(
     plan: Plan,
     device: str,
+    *,
     data: Path | None = None,
     base: str = "pocket",
     representation: Literal["binary", "caption", "similarity"] = "binary",
+    **choice: Unpack[PhotoChoice],
 ) -> Job:
     """SpaText's fine-tune with another kind of map.
 
     Args:
-        data: a folder in COCO layout; None for pocket scenes.
+        data: a folder in COCO layout; pocket scenes if not given.
         base: the model to start from, as in recipe spatext.
-        representation: a kind of map, one of ``OtherMapsPipeline`'s`.
+        representation: the kind of map.
+        choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     model = widened(*base_parts(base, device_of(device)), representation)
-    examples, total, phrase = training_examples(data, model.image_size)
+    examples, total, phrase = training_examples(data, model.image_size, **choice)
     pool = cache.build(examples, total, model.vae, model.clip)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 

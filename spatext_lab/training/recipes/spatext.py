@@ -4,13 +4,14 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.datasets.coco import read_coco
+from spatext_lab.datasets.coco import PhotoChoice, read_coco
 from spatext_lab.diffusion import UNetDenoiser, drop_conditions, training_loss
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior
@@ -27,18 +28,26 @@ BATCH, SCENES, DROP = 16, 24_000, 0.1
 COUNT, MIN_AREA = (1, 6), 0.02
 
 
-def make(plan: Plan, device: str, data: Path | None = None, base: str = "pocket") -> Job:
+def make(
+    plan: Plan,
+    device: str,
+    *,
+    data: Path | None = None,
+    base: str = "pocket",
+    **choice: Unpack[PhotoChoice],
+) -> Job:
     """The diffusion loss with training maps; caption and map dropped independently, 10 % each.
 
     Args:
-        data: a folder in COCO layout; None for pocket scenes.
+        data: a folder in COCO layout; pocket scenes if not given.
         base: the model that has the text-to-image pipeline to widen, and the CLIP: "pocket", "sd15"
             or a folder with their layout. The folder of one pipeline is widened with the pocket's
             CLIP.
+        choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     model = widened(*base_parts(base, device_of(device)))
-    examples, total, phrase = training_examples(data, model.image_size)
+    examples, total, phrase = training_examples(data, model.image_size, **choice)
     return fine_tune(model, cache.build(examples, total, model.vae, model.clip), plan, phrase)
 
 
@@ -83,11 +92,14 @@ def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str
     return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
 
 
-def training_examples(data: Path | None, side: int) -> tuple[Iterable[cache.Example], int, str]:
+def training_examples(
+    data: Path | None, side: int, **choice: Unpack[PhotoChoice]
+) -> tuple[Iterable[cache.Example], int, str]:
     """The training examples, how many (at most), and a phrase for the card."""
     if data is None:
         return cache.pocket_examples(SCENES), SCENES, f"pocket scenes train 0-{SCENES - 1}"
-    subset = read_coco(data, "train", min_area=MIN_AREA, regions=(1, cache.SEGMENTS))
+    limits = {"min_area": MIN_AREA, "regions": (1, cache.SEGMENTS)}
+    subset = read_coco(data, "train", **limits | choice)
     print(subset.report.text())
     subset.not_empty()
     phrase = f"{len(subset.items)} photos of {data.name}, train2017"

@@ -73,10 +73,11 @@ def new_pipeline() -> TextToImagePipeline:
     )
 
 
-def make(plan: Plan, device: str, base: str | None = None) -> Job:
-    """The plain diffusion loss on cached latents; caption dropped for one picture in ten.
+def make(plan: Plan, device: str, *, base: str | None = None) -> Job:
+    """The plain diffusion loss on cached latents; caption dropped for one image in ten.
 
-    base: the model to go on from, "pocket" or a folder; None to start from random weights.
+    Args:
+        base: the model to continue from, "pocket" or a folder; random weights if not given.
     """
     torch.manual_seed(plan.seed)
     if base:

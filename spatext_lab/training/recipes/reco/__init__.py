@@ -3,7 +3,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from spatext_lab import zoo
 from spatext_lab.baselines.contrastive import contrastive_loss, last_states
 from spatext_lab.baselines.positional_words import positional_scene
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import training_loss
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
@@ -32,6 +33,7 @@ DROP = 0.1
 def make(
     plan: Plan,
     device: str,
+    *,
     data: Path | None = None,
     base: str = "pocket",
     variant: Literal["reco", "after", "contrastive", "words"] = "reco",
@@ -39,19 +41,21 @@ def make(
     init: Literal["mean", "normal", "smooth"] | None = None,
     aided: bool = False,
     relearn: bool = False,
+    **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss on token sequences of caption and boxes, and nothing else.
 
     Args:
-        data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
+        data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
         base: a text-to-image model to grow: "pocket", "sd15" or a folder, also SpaText's, whose
             map is then dropped; or a ReCo folder to continue from.
         variant: "reco"; "after", position embeddings after the text encoder; "contrastive", a
             second loss beside the first; "words", positional words in the caption instead.
-        bins: number of position tokens; None for two a pixel, 1000 at most.
-        init: how their embeddings begin, one of `text_encoder.INITS`; None for "smooth".
+        bins: number of position tokens; two a pixel, 1000 at most, if not given.
+        init: how their embeddings begin; "smooth" if not given.
         aided: with the auxiliary losses that a small base needs, see `aids`; not the paper's.
         relearn: the base is a ReCo folder whose position tokens are forgotten first.
+        choice: of the folder's photos, see `PhotoChoice`.
 
     Raises:
         ValueError: for arguments that do not fit the base or each other, see `build_model`.
@@ -59,7 +63,7 @@ def make(
     torch.manual_seed(plan.seed)
     folder = zoo.folder(base, "text-to-image")
     model = build_model(folder, device_of(device), variant, bins, init, plan.seed, aided, relearn)
-    views, total, phrase = examples(data, model.image_size, plan.seed)
+    views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
     pool = without_thin(cache.build(views, total, model.vae), model.position_tokens.bins)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(most_regions=most)

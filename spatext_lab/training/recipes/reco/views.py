@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from random import Random
+from typing import Unpack
 
 from PIL import Image
 
 from spatext_lab.datasets.augment import random_view
-from spatext_lab.datasets.coco import read_coco, thing_names
+from spatext_lab.datasets.coco import PhotoChoice, read_coco, thing_names
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.scene import Region, Scene
@@ -21,17 +22,20 @@ VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
 MOST_REGIONS = 20
 
 
-def examples(data: Path | None, size: int, seed: int) -> tuple[Iterator[cache.Example], int, str]:
+def examples(
+    data: Path | None, size: int, seed: int, **choice: Unpack[PhotoChoice]
+) -> tuple[Iterator[cache.Example], int, str]:
     """The views, how many, and a phrase for the card.
 
     Args:
         data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
+        choice: of its photos.
     """
     if data is None:
         total = SCENES + len(SKILLS) * PER_SKILL
         phrase = f"random views of pocket scenes train 0-{SCENES - 1} and {PER_SKILL} of each skill"
         return pocket_views(SCENES, PER_SKILL, size, seed), total, phrase
-    views, total = coco_views(data, size, seed)
+    views, total = coco_views(data, size, seed, **choice)
     photos = f"{total // VIEWS} photos of {data.name}, train2017"
     return views, total, f"{VIEWS} random views each of {photos}"
 
@@ -53,12 +57,12 @@ def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cach
     return cache.Example(view.image, view.captions, Scene(view.captions[0], view.regions))
 
 
-def coco_views(data: Path, size: int, seed: int) -> tuple[Iterator[cache.Example], int]:
+def coco_views(
+    data: Path, size: int, seed: int, **choice: Unpack[PhotoChoice]
+) -> tuple[Iterator[cache.Example], int]:
     """VIEWS random views of each photo of a COCO folder, with its objects as boxes; how many."""
-    things, limits = thing_names(data, "train"), (1, MOST_REGIONS)
-    subset = read_coco(
-        data, "train", min_area=MIN_AREA, regions=limits, categories=things, boxes=True
-    )
+    usual = {"min_area": MIN_AREA, "categories": thing_names(data, "train")} | choice
+    subset = read_coco(data, "train", regions=(1, MOST_REGIONS), boxes=True, **usual)
     print(subset.report.text())
     subset.not_empty()
 
