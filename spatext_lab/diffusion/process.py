@@ -254,6 +254,8 @@ def sample(
     takes = inspect.signature(scheduler.step).parameters
     noisy = {"generator": list(sources)} if sources and "generator" in takes else {}
     timesteps, last = scheduler.timesteps, len(scheduler.timesteps) - 1
+    # a scheduler that clamps x_0 has chosen its own last x_t
+    ends_at_x_0 = isinstance(scheduler, DDIMScheduler) and not scheduler.config.clip_sample
     # alpha_bar at each step; some schedulers choose sigmas: sigma^2 = (1 - alpha_bar) / alpha_bar
     if hasattr(scheduler, "sigmas"):
         alphas_cumprod = (1 / (1 + scheduler.sigmas**2)).to(x_T.device)
@@ -270,7 +272,7 @@ def sample(
                 at = torch.full((b,), index, device=x_t.device)
                 x_0, _ = to_x0_eps(prediction, x_in, at, alphas_cumprod, kind)
                 x_t = scheduler.step(prediction, t, x_t, **noisy).prev_sample
-            if index == last and isinstance(scheduler, DDIMScheduler):
+            if index == last and ends_at_x_0:
                 x_t = x_0
             yield (step := SampleStep(index, t.item(), x_t, x_0))
             x_t = step.x_t
