@@ -121,8 +121,10 @@ def module(path: Path) -> tuple[str, str] | None:
 
 
 def exported(code: ast.Module) -> list[str]:
-    """The names that a package's face hands on."""
-    handed = [n for n in code.body if isinstance(n, ast.ImportFrom) and "spatext" in n.module]
+    """The names that a package's face hands on: it holds its docstring and imports, no more."""
+    handed = [node for node in code.body[1:] if isinstance(node, ast.ImportFrom)]
+    if len(handed) < len(code.body) - 1:
+        return []
     return sorted(alias.name for node in handed for alias in node.names)
 
 

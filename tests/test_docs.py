@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documentation names is there, and a checkout has the bytes that were committed."""
 
+import ast
 import inspect
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name, walk_packages
 
 import pytest
+from PIL import Image
 
 from spatext_lab import zoo
 from spatext_lab.cli.parser import build_parser
@@ -52,6 +54,14 @@ def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of a page that are marked with this language."""
     fenced = re.split(r"^```", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1::2]
     return [text for mark, _, text in (each.partition("\n") for each in fenced) if mark == language]
+
+
+def test_the_readmes_code_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks("README.md", "python")), names := {})
+    assert Image.open("house.png").size == Image.open("house-reco.png").size == (64, 64)
+    assert len(names["result"].images) == 4
+    assert capsys.readouterr().out.splitlines()[-1] == "4"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/stable-diffusion.md"])
@@ -141,6 +151,13 @@ def make_api():
     return module
 
 
+@pytest.mark.parametrize("page", ["api.md", "tree.md"])
+def test_a_generated_page_is_up_to_date(make_api, page):
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == make_api.pages()[page], (
+        f"docs/{page} is older than the docstrings: run `make api`"
+    )
+
+
 def test_the_api_page_has_what_importing_finds(make_api):
     """The page is made by parsing; here the modules are imported and looked at."""
     sections = re.split(r"^## (.*)$", make_api.api(), flags=re.MULTILINE)
@@ -167,3 +184,39 @@ def all_modules(folders: set[str]) -> list[str]:
     found = walk_packages([str(ROOT / "spatext_lab")], "spatext_lab.")
     names = [each.name.partition(".")[2] for each in found]
     return [name for name in names if name.partition(".")[0] in folders]
+
+
+# --- docstrings -----------------------------------------------------------------------------------
+
+
+def public_nodes(make_api) -> list[tuple[str, ast.AST]]:
+    """Every public function, class and method with its dotted name."""
+    found = []
+    for path in (each for folder in make_api.FOLDERS for each in make_api.sources(folder)):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
+        for node in filter(make_api.public, ast.parse(path.read_text(encoding="utf-8")).body):
+            found.append((f"{module}.{node.name}", node))
+            inside = node.body if isinstance(node, ast.ClassDef) else []
+            found += [
+                (f"{module}.{node.name}.{m.name}", m) for m in filter(make_api.public, inside)
+            ]
+    return found
+
+
+def test_public_docstrings_have_one_format(make_api):
+    """One summary sentence; then paragraphs, and blocks whose arguments exist."""
+    faults = []
+    for name, node in public_nodes(make_api):
+        text = ast.get_docstring(node) or ""
+        summary = text.partition("\n\n")[0]
+        if not summary.endswith((".", "?")) or "\n" in summary:
+            faults.append(f"{name}: no summary in one line")
+        if re.search(r"^(Raises|Returns) |[.;] Raises [A-Z]\w+Error", text, re.MULTILINE):
+            faults.append(f"{name}: errors and results belong into Raises: and Returns: blocks")
+        args = re.search(r"^Args:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
+        listed = re.findall(r"^    ([\w, *]+):", args[1], re.MULTILINE) if args else []
+        if isinstance(node, make_api.Function):
+            known = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+            unknown = {each.strip(" *") for names in listed for each in names.split(",")} - known
+            faults += [f"{name}: Args: names {each!r}" for each in unknown]
+    assert not faults, "\n".join(faults)
