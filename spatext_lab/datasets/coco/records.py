@@ -129,7 +129,7 @@ def read_file(path: Path) -> dict[str, list[Raw]]:
         return _arrays(content[3:] if content[:3] == b"\xef\xbb\xbf" else content)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path} is not a COCO annotation file: {fault_of(error)}") from None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:  # Python's own parser takes what JSON forbids (NaN, "\\ud800", UTF-16), at its price
         whole = json.loads(bytes(content), parse_constant=lambda _: None)

@@ -2,6 +2,7 @@
 """What was read from a COCO folder and what was left out, by reason and by name."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 NAMES_SHOWN = 3
@@ -59,9 +60,10 @@ class CocoReport:
             reason: [f"{i} in {name}" for name, i in found[:NAMES_SHOWN]]
             for reason, found in self.annotations.items()
         }
-        return "\n".join(
+        first = f"{self.where}: {self.found} images, kept {self.kept} with {self.regions} regions"
+        return _printable(
             [
-                f"{self.where}: {self.found} images, kept {self.kept} with {self.regions} regions",
+                first,
                 *self.notes,
                 *_group("images left out", self.counts(), self.images),
                 *_group("annotations left out", self.counts(), named),
@@ -70,10 +72,18 @@ class CocoReport:
 
     def credits_text(self) -> str:
         """One line for each image kept: name, licence and its address, where it comes from."""
-        return "\n".join(
+        return _printable(
             "  ".join(filter(None, (c.file_name, c.licence, c.licence_url, c.source_url)))
             for c in self.credits
         )
+
+
+def _printable(lines: Iterable[str]) -> str:
+    """The lines, with the control characters of foreign names escaped: a terminal obeys them."""
+    return "\n".join(
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in lines
+    )
 
 
 def _group(title: str, counts: Counter[str], named: dict[str, list[str]]) -> list[str]:

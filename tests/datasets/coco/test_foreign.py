@@ -354,6 +354,20 @@ def test_unicode_in_any_form_is_read(folder, code):
     assert item.captions == ("ein Hund, müde",)
 
 
+def test_a_terminal_does_not_obey_a_name(folder):
+    name = "\x1b[31mred\n.png"
+    report = read_coco(folder({"file_name": name}), "val").report
+    assert report.credits_text().startswith("\\x1b[31mred\\n.png  licence 4")
+    lost = read_coco(folder({"file_name": name, "license": None}), "val").report
+    assert lost.text().splitlines()[-1].endswith("\\x1b[31mred\\n.png")
+
+
+def test_a_broken_key_refuses_the_file_by_name(folder):
+    root = folder(raw=lambda text: text.replace('"images"', '"ima\xe9"').encode("latin-1"))
+    with pytest.raises(ValueError, match=r"instances_val2017\.json is not whole JSON"):
+        read_coco(root, "val")
+
+
 def test_one_caption_that_is_not_utf_8_costs_one_caption(folder):
     texts = ("a caf\xe9", "a dog")
     captions = {
