@@ -92,10 +92,8 @@ def pocket_examples(count: int) -> Iterator[Example]:
 
 def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
     """The centre squares of a COCO subset's photos, `size` pixels wide, with all their captions."""
-    for item in subset.items:
-        image, scene = item.square(size)
-        if scene.regions:
-            yield Example(image, item.captions, scene)
+    for item, image, scene in subset.squares(size):
+        yield Example(image, item.captions, scene)
 
 
 @torch.no_grad()

@@ -91,18 +91,26 @@ class CocoSubset:
             ValueError: it has no item, with the reasons and their counts on one line.
         """
         if not self.items:
-            counts = self.report.counts().most_common(5)
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in counts)
-            raise ValueError(
-                f"no image of {self.report.where} passes, of {self.report.found}: {reasons}; "
-                "choose other licences (None: all), min_area, regions or categories"
-            )
+            raise self._nothing_passes()
         return self
 
-    def squares(self, size: int) -> Iterator[tuple[UInt8[np.ndarray, "size size 3"], Scene]]:
-        """Every item's `square`, without the items that keep no region there.
+    def _nothing_passes(self) -> ValueError:
+        counts = self.report.counts().most_common(5)
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in counts)
+        return ValueError(
+            f"no image of {self.report.where} passes, of {self.report.found}: {reasons}; "
+            "choose other licences (None: all), min_area, regions or categories"
+        )
+
+    def squares(
+        self, size: int
+    ) -> Iterator[tuple[CocoItem, UInt8[np.ndarray, "size size 3"], Scene]]:
+        """Every item with its `square`, without the items that keep no region there.
 
         What the crop loses is written to the report as it happens, anew for each pass.
+
+        Raises:
+            ValueError: no item keeps one, with the reasons and their counts on one line.
         """
         lost: list[tuple[str, int]] = []
         empty: list[str] = []
@@ -114,7 +122,9 @@ class CocoSubset:
                 lost += gone
                 self.report.annotations[f"too small in the {size} x {size} square"] = lost
             if len(gone) < len(masks):
-                yield item.square(size)
+                yield item, *item.square(size)
             else:
                 empty.append(item.file_name)
                 self.report.images[f"no region in the {size} x {size} square"] = empty
+        if len(empty) == len(self.items):
+            raise self._nothing_passes()

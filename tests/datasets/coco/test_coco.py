@@ -101,7 +101,7 @@ def test_the_square_is_cropped_from_the_centre_and_loses_what_lies_outside(hand_
     means = np.linspace(0, 255, 80)[20:60].reshape(10, 4).mean(axis=1)
     np.testing.assert_allclose(pixels[:, 2:-2, 1], np.tile(means[2:-2], (10, 1)), atol=3)
     for _ in range(2):  # a second pass must not count twice
-        assert [s for _, s in subset.squares(10)] == [scene]
+        assert [s for _, _, s in subset.squares(10)] == [scene]
         assert subset.report.annotations["too small in the 10 x 10 square"] == [
             ("7.png", 1),
             ("7.png", 3),
@@ -111,7 +111,8 @@ def test_the_square_is_cropped_from_the_centre_and_loses_what_lies_outside(hand_
 def test_an_item_without_a_region_in_its_square_is_counted(hand_made):
     root = hand_made(40, 80, [{"segmentation": rectangle(0, 0, 18, 40)}])
     subset = read_coco(root, "val")
-    assert list(subset.squares(16)) == []
+    with pytest.raises(ValueError, match="1 x no region in the 16 x 16 square"):
+        list(subset.squares(16))
     assert subset.report.images == {"no region in the 16 x 16 square": ["7.png"]}
     assert subset.items[0].square(16)[1].regions == ()
 

@@ -94,6 +94,12 @@ def test_an_empty_selection_is_one_line_with_the_counts(folder):
     assert found.not_empty() is found
 
 
+def test_squares_that_lose_every_region_are_one_line_with_the_counts(folder):
+    subset = read_coco(folder(dogs=[{"segmentation": [SMALL]}]), "val")
+    with pytest.raises(ValueError, match=r"1 x no region in the 20 x 20 square"):
+        list(subset.squares(20))
+
+
 # --- licences -------------------------------------------------------------------------------------
 
 
@@ -435,7 +441,7 @@ def test_a_second_panoptic_annotation_is_counted(folder):
 def test_annotations_of_one_id_are_counted_each_when_the_square_loses_one(folder):
     subset = read_coco(folder(dogs=[{}, {"segmentation": [SMALL]}]), "val")
     assert [region.annotation for region in subset.items[0].regions] == [1, 1]
-    ((_, scene),) = subset.squares(20)
+    ((_, _, scene),) = subset.squares(20)
     assert len(scene.regions) == 1
     assert subset.report.annotations == {"too small in the 20 x 20 square": [("1.png", 1)]}
 
