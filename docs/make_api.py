@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "spatext_lab"
@@ -137,7 +138,7 @@ def public(node: ast.AST) -> bool:
 def entry(node: Function | ast.ClassDef, owner: str = "") -> Iterator[str]:
     """Heading, signature and text of a function or class, then those of its public methods."""
     called = re.sub(r"'([^'\"]*)'", r'"\1"', signature(node))  # ast has single quotes
-    yield f"### {owner}{node.name}\n\n```python\n{called}\n```\n\n{rendered(node)}\n"
+    yield f"### `{owner}{node.name}`\n\n```python\n{called}\n```\n\n{rendered(node)}\n"
     if isinstance(node, ast.ClassDef):
         for method in filter(public, node.body):
             if "setter" not in "".join(map(ast.unparse, method.decorator_list)):
@@ -204,9 +205,11 @@ def call(name: str, inside: list[str], returns: str) -> str:
 
 
 def rendered(node: ast.AST) -> str:
-    """A docstring as Markdown: `Args:` and its like become lists, other indented text code."""
+    """A docstring as Markdown: `Args:` and its like become lists, an example becomes code."""
+    text = ast.get_docstring(node) or ""
+    text, _, example = text.partition("\nExample:\n")
     out, block = [], ""
-    for line in (ast.get_docstring(node) or "").splitlines():
+    for line in text.splitlines():
         deep = len(line) - len(line.lstrip())
         if line in BLOCKS:
             block = line
@@ -218,6 +221,7 @@ def rendered(node: ast.AST) -> str:
         else:
             block = block if not line else ""
             out.append(line if deep >= 4 else plain(line))
+    out += ["", "```python", dedent(example).strip(), "```"] if example else []
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
 
 

@@ -161,7 +161,9 @@ def test_a_generated_page_is_up_to_date(make_api, page):
 def test_the_api_page_has_what_importing_finds(make_api):
     """The page is made by parsing; here the modules are imported and looked at."""
     sections = re.split(r"^## (.*)$", make_api.api(), flags=re.MULTILINE)
-    listed = {name: re.findall(r"^### (.*)$", text, re.MULTILINE) for name, text in pairs(sections)}
+    listed = {
+        name: re.findall(r"^### `(.*)`$", text, re.MULTILINE) for name, text in pairs(sections)
+    }
     folders = {name.partition(".")[0] for name in listed}
     assert folders == set(make_api.FOLDERS)
     for name in all_modules(folders):
