@@ -8,7 +8,7 @@ in the same folder, in transformers' layout; the published ones use open_clip's.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from warnings import warn
+from spatext_lab.scene.notes import warn
 
 import torch
 import torch.nn.functional as F

@@ -2,7 +2,7 @@
 """ReCo: caption and regions condition the denoiser as one token sequence."""
 
 from collections.abc import Callable, Iterator, Sequence
-from warnings import warn
+from spatext_lab.scene.notes import warn
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel

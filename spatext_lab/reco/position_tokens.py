@@ -10,7 +10,7 @@ shared by x and y. So a scene is a sequence of ids that the text transformer rea
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from warnings import warn
+from spatext_lab.scene.notes import warn
 
 import numpy as np
 import torch

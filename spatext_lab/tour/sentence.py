@@ -54,7 +54,7 @@ def _things(scene: Scene) -> Iterator[Region]:
 def _pictures(tour: Tour, asked: Scene) -> list[tuple[Html, str]]:
     settings = RECO | {"num_inference_steps": tour.budget.denoising_steps}
     cells = []
-    for seed, picture in enumerate(tour.reco([asked] * tour.budget.seeds, **settings)):
+    for seed, picture in enumerate(tour.reco([asked] * tour.budget.seeds, **settings).images):
         label = f"ReCo, seed {seed}"
         alt = f"{asked.caption}: drawn by {label}, boxes outlined"
         shown = tour.page.image(f"reco-{seed}", outline(picture, asked), alt, seed=seed, **settings)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The explorer's view: sliders over pictures that are all here already. Runs without a kernel.
+// The explorer's view: sliders over images that are all here already. Runs without a kernel.
 
 const AXES = [
   ["captions", "Caption", "Guidance scale of the caption"],
@@ -8,8 +8,8 @@ const AXES = [
   ["seeds", "Seed", "Seed of the noise"],
 ];
 const VIEWS = {
-  seen: "the picture so far",
-  null: "nothing told",
+  seen: "the image so far",
+  null: "no condition",
   caption: "what the caption changes",
   map: "what the map changes",
 };
@@ -45,7 +45,7 @@ function middle(values, wanted) {
 class Explorer {
   constructor(root, data) {
     Object.assign(this, { data, axes: AXES.map(([name]) => data.parameters[name]) });
-    this.pictures = data.pictures.map(webp); // decoded before they are asked for
+    this.images = data.images.map(webp); // decoded before they are asked for
     this.at = [middle(this.axes[0], 2), middle(this.axes[1], 2), this.axes[2].length - 1, 0];
     const sliders = AXES.map(([, word, label], i) =>
       listSlider(word, label, this.axes[i], this.at[i], (index) => {
@@ -54,16 +54,16 @@ class Explorer {
       }));
     this.frame = node("div", "sx-frame");
     const side = node("div", "sx-settings", {}, ...sliders);
-    const hint = "1 is off: the plain conditional model. 0 does not listen at all.";
+    const hint = "A condition with scale 0 is ignored; larger scales exaggerate it.";
     const beside = node("div", "sx-side", {}, side, node("p", "sx-note", {}, hint));
     root.replaceChildren(node("div", "sx-top", {}, this.frame, beside), this.buildFilm());
-    root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(root);
     this.show();
   }
 
   show() {
     const index = this.at.reduce((sum, at, i) => sum * this.axes[i].length + at, 0);
-    const image = this.pictures[index];
+    const image = this.images[index];
     const [caption, map, steps, seed] = this.at.map((at, i) => this.axes[i][at]);
     const settings = `caption scale ${caption}, map scale ${map}, ${steps} steps, seed ${seed}`;
     image.alt = `${this.data.caption}, ${settings}`;
@@ -86,8 +86,8 @@ class Explorer {
     const row = listSlider("Step", "Denoising step", numbers, start, show);
     show(start);
     const title = node("div", "sx-title", {}, "The directions along the way, both scales at 2");
-    const pictures = node("div", "sx-frames", {}, ...frames);
-    return node("div", "sx-film", {}, title, pictures, node("div", "sx-settings", {}, row));
+    const images = node("div", "sx-frames", {}, ...frames);
+    return node("div", "sx-film", {}, title, images, node("div", "sx-settings", {}, row));
   }
 }
 

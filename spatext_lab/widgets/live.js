@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The live picture's view: settings go to the model, the picture comes in messages step by step.
+// The live widget's view: settings go to the model, the image comes in messages step by step.
 
 const FIRST_SCALE = 2; // of the map, when it gets a scale of its own
 
 class LiveView {
   constructor(model, el) {
     this.model = model;
-    this.root = node("section", "sx sx-live", { "aria-label": "The picture" });
+    this.root = node("section", "sx sx-live", { "aria-label": "The image" });
     this.image = node("img", "", { alt: "", hidden: "" });
     this.hint = node("p", "", {}, "Paint a scene, then draw it");
     this.bar = node("progress", "", { max: 1, value: 0, "aria-label": "Steps done" });
     this.status = node("div", "sx-status", { role: "status", "aria-live": "polite" });
     this.drawButton = button("Draw the scene", () => this.draw(), "Draw it");
     this.drawButton.classList.add("sx-main");
-    this.stopButton = button("Stop drawing", () => this.model.send({ stop: true }), "Stop");
+    this.stopButton = button("Stop drawing", () => this.kernel.ask({ stop: true }), "Stop");
     const names = model.get("methods").map(({ name }) => name);
     [this.methodRow, this.pressMethod] = choice("Method", names, (method) => this.set({ method }));
     this.root.append(
@@ -24,16 +24,16 @@ class LiveView {
       node("div", "sx-row", {}, this.drawButton, this.stopButton),
       this.status,
     );
-    // The notebook has shortcuts of its own for these keys.
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.root);
     el.append(this.root);
+    this.kernel = new Kernel(model, this.root, (words) => this.silent(words));
     this.onChange = () => this.refresh();
     this.onMessage = (message, buffers) => this.heard(message, buffers);
     model.on("change", this.onChange);
     model.on("msg:custom", this.onMessage);
     this.busy(false);
     this.refresh();
-    if (model.get("picture")?.byteLength) this.show(model.get("picture"), model.get("alt"));
+    if (model.get("image")?.byteLength) this.show(model.get("image"), model.get("alt"));
   }
 
   buildSettings() {
@@ -67,13 +67,18 @@ class LiveView {
   }
 
   draw() {
-    this.busy(true);
     this.bar.value = 0;
+    this.draws();
+    this.kernel.ask({ draw: true });
+  }
+
+  draws() {
+    this.busy(true);
     this.say("Drawing");
-    this.model.send({ draw: true });
   }
 
   busy(is) {
+    this.kernel.watch(is);
     this.stopButton.disabled = !is;
     this.root.setAttribute("aria-busy", String(is));
   }
@@ -82,13 +87,23 @@ class LiveView {
     this.status.textContent = words;
   }
 
+  // Nothing is known of a drawing under way; should a step of it come, it goes on.
+  silent(words) {
+    this.busy(false);
+    this.say(words);
+  }
+
   heard(message, buffers) {
+    if ((message.working || message.done) && !this.kernel.working) this.draws();
+    if (message.working) return;
     if (message.done) {
       this.bar.value = message.done / message.steps;
       this.show(buffers[0], `Step ${message.done} of ${message.steps}`);
       return;
     }
+    const lost = "working" in message && this.kernel.working;
     this.busy(false);
+    if (lost) this.say("Not drawn: the kernel stopped without a word");
     if (message.problem) this.say(`Not drawn: ${message.problem}`);
     if (message.stopped) this.say("Stopped");
     if (message.finished) {
@@ -121,6 +136,7 @@ class LiveView {
   }
 
   close() {
+    this.kernel.close();
     this.model.off("change", this.onChange);
     this.model.off("msg:custom", this.onMessage);
     this.root.remove();

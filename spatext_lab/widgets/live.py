@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw it: the painter's scene through the method of your choice, the picture forming step by step.
+"""The painter's scene sampled by a method of your choice, the image forming step by step.
 
     live = Live(Painter(), {"SpaText": spatext, "text": text})
-    live.beside()            # shows painter and picture side by side
+    live.beside()            # shows painter and image side by side
 
-The same without a pointer: `live.draw()` gives the picture. Sampling runs in a thread of its own,
-so that the notebook stays free, and can be stopped between two steps.
+Without a pointer, `live.draw()` returns the image. Sampling runs in a thread of its own, so that
+the notebook stays free, and can be stopped between two steps.
 """
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,16 +24,27 @@ from PIL import Image
 
 from spatext_lab.figures.png import png
 from spatext_lab.scene import Scene
+from spatext_lab.scene.notes import collected
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.sources import script, style
 
-KEPT = 64  # pictures that are not drawn a second time
+KEPT = 64  # finished images in memory
+LONGEST = 300  # letters of an error on the page
 
 
 @dataclass(frozen=True)
-class Wish:
-    """All that a picture depends on: two equal wishes have the same picture."""
+class Request:
+    """Everything that determines an image; the key under which a finished one is kept.
+
+    Args:
+        scene:                 what to sample.
+        method:                name of the pipeline.
+        seed:                  of the noise.
+        steps:                 denoising steps.
+        guidance_scale:        the guidance scale, or the caption's alone.
+        region_guidance_scale: the map's own guidance scale; None for a joint one.
+    """
 
     scene: Scene
     method: str
@@ -45,40 +55,42 @@ class Wish:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pipeline's arguments beside the scene; without a region scale for who takes none."""
-        given = {"num_inference_steps": self.steps, "seed": self.seed}
-        given |= {"guidance_scale": self.guidance_scale}
-        apart = self.region_guidance_scale
-        return given if apart is None else given | {"region_guidance_scale": apart}
+        """The pipeline's arguments beside the scene; a region scale only where there is one."""
+        named = {"seed": self.seed, "num_inference_steps": self.steps}
+        named |= {"guidance_scale": self.guidance_scale}
+        own = self.region_guidance_scale
+        return named if own is None else named | {"region_guidance_scale": own}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """How the picture was made, for its file."""
+        """How the image was made, for its file."""
         return {"method": self.method, "scene": self.scene.to_json()} | self.settings
 
     @property
-    def words(self) -> str:
-        """In a sentence, for those who do not see the picture."""
+    def description(self) -> str:
+        """The image in a sentence, for alt texts."""
         texts = ", ".join(region.text for region in self.scene.regions) or "no regions"
-        return f"{self.scene.caption}, drawn by {self.method} from seed {self.seed}: {texts}"
+        return f"{self.scene.caption}, sampled by {self.method} from seed {self.seed}: {texts}"
 
 
-Frame = tuple[int, Image.Image]  # the number of steps done, and the picture so far
+Frame = tuple[int, Image.Image]  # the number of steps done, and the predicted image
 
 
-def frames(pipeline: TextToImagePipeline, wish: Wish) -> Iterator[Frame]:
-    """The picture after each step, as the network would finish it from there; the last is it."""
-    for done, step in enumerate(pipeline.stream(wish.scene, **wish.settings), start=1):
+def frames(pipeline: TextToImagePipeline, request: Request) -> Iterator[Frame]:
+    """Yield the predicted clean image after every step; the last one is the result."""
+    for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
         yield done, pipeline.decode(step.x_0)[0]
 
 
 class Live(anywidget.AnyWidget):
-    """A widget that draws a painter's scene.
+    """A widget that samples a painter's scene.
 
-    painter:   whose scene is drawn.
-    pipelines: the methods to choose from by name; the first is chosen to begin with.
+    Args:
+        painter:   whose scene is sampled.
+        pipelines: the methods to choose from, by name; the first one is chosen at first.
 
-    Raises ValueError where there is no pipeline.
+    Raises:
+        ValueError: where there is no pipeline.
     """
 
     _esm = script("live")
@@ -90,15 +102,16 @@ class Live(anywidget.AnyWidget):
     steps = traitlets.Int(10, min=1, max=1000).tag(sync=True)
     guidance_scale = traitlets.Float(2.0, min=0).tag(sync=True)
     region_guidance_scale = traitlets.Float(None, allow_none=True, min=0).tag(sync=True)
-    picture = CByteMemoryView().tag(sync=True)  # the last finished one, a PNG
-    alt = traitlets.Unicode("No picture yet").tag(sync=True)
+    image = CByteMemoryView().tag(sync=True)  # the last finished one, a PNG
+    alt = traitlets.Unicode("No image yet").tag(sync=True)
 
     def __init__(self, painter: Painter, pipelines: Mapping[str, TextToImagePipeline]) -> None:
         if not pipelines:
-            raise ValueError("pipelines is empty; give a pipeline by name, {'SpaText': pipeline}")
+            raise ValueError("pipelines is empty: pass pipelines by name, {'SpaText': pipeline}")
         self.painter, self.pipelines = painter, dict(pipelines)
-        self._drawn: OrderedDict[Wish, Image.Image] = OrderedDict()
-        self._stop, self._thread = threading.Event(), None
+        self._finished: OrderedDict[Request, Image.Image] = OrderedDict()
+        self._stop, self._answered, self._thread = threading.Event(), threading.Event(), None
+        self._answered.set()
         has_map = [hasattr(pipeline, "st_map") for pipeline in pipelines.values()]
         methods = [
             {"name": name, "map": map_} for name, map_ in zip(pipelines, has_map, strict=True)
@@ -107,23 +120,22 @@ class Live(anywidget.AnyWidget):
         self.on_msg(self._asked)
 
     @property
-    def wish(self) -> Wish:
-        """What would be drawn now; a scale of the map's own only where the method has a map."""
+    def request(self) -> Request:
+        """What would be sampled now; with a scale of the map only where the method has a map."""
         scale = self.region_guidance_scale if self._has_map else None
-        return Wish(
-            self.painter.scene, self.method, self.seed, self.steps, self.guidance_scale, scale
-        )
+        settings = (self.seed, self.steps, self.guidance_scale, scale)
+        return Request(self.painter.scene, self.method, *settings)
 
     def draw(self) -> Image.Image:
-        """The picture, when it is finished; what the button draws, to the pixel."""
-        wish = self.wish
-        for _ in self._frames(wish, threading.Event()):
+        """Sample the scene as the button does, and return the image when it is finished."""
+        request = self.request
+        for _ in self._frames(request, threading.Event()):
             pass
-        self._finish(wish)
-        return self._drawn[wish]
+        self._finish(request)
+        return self._finished[request]
 
     def beside(self) -> ipywidgets.Box:
-        """Painter and picture side by side; one below the other where the page is narrow."""
+        """Painter and image side by side; one below the other where the page is narrow."""
         self.painter.layout.flex, self.layout.flex = "3 1 420px", "2 1 260px"
         layout = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="12px")
         return ipywidgets.Box([self.painter, self], layout=layout)
@@ -136,54 +148,72 @@ class Live(anywidget.AnyWidget):
     def _checked_method(self, proposal: Mapping) -> str:
         if proposal["value"] not in self.pipelines:
             raise traitlets.TraitError(
-                f"method is {proposal['value']!r}; there are {', '.join(self.pipelines)}"
+                f"method is {proposal['value']!r}, expected one of {', '.join(self.pipelines)}"
             )
         return proposal["value"]
 
-    def _frames(self, wish: Wish, stop: threading.Event) -> Iterator[Frame]:
-        """As `frames`, from memory where it was drawn before; breaks off when asked to."""
-        if wish in self._drawn:
-            self._drawn.move_to_end(wish)
-            yield wish.steps, self._drawn[wish]
+    def _frames(self, request: Request, stop: threading.Event) -> Iterator[Frame]:
+        """`frames`, or the finished image from memory; ends early when `stop` is set."""
+        if request in self._finished:
+            self._finished.move_to_end(request)
+            yield request.steps, self._finished[request]
             return
-        for done, picture in frames(self.pipelines[wish.method], wish):
-            yield done, picture
+        for done, image in frames(self.pipelines[request.method], request):
+            yield done, image
             if stop.is_set():
                 return
-        self._drawn[wish] = picture
-        if len(self._drawn) > KEPT:
-            self._drawn.popitem(last=False)
+        self._finished[request] = image
+        if len(self._finished) > KEPT:
+            self._finished.popitem(last=False)
 
     def _asked(self, _: Any, message: dict, __: Any) -> None:
-        """The two buttons."""
+        """The two buttons, and the page's question whether this kernel still has the widget."""
+        if "ping" in message:
+            return self.send({"working": not self._answered.is_set()})
         self._stop.set()
         if "draw" in message:
-            before, self._stop = self._thread, threading.Event()
-            task = (self.wish, self._stop, before)
+            try:
+                request = self.request
+            except Exception as error:  # the page has to hear of each
+                return self.send({"problem": _problem(error)})
+            self._stop, self._answered = threading.Event(), threading.Event()
+            task = (request, self._stop, self._answered, self._thread)
             self._thread = threading.Thread(target=self._run, args=task, daemon=True)
             self._thread.start()
 
-    def _run(self, wish: Wish, stop: threading.Event, before: threading.Thread | None) -> None:
+    def _run(
+        self,
+        request: Request,
+        stop: threading.Event,
+        answered: threading.Event,
+        before: threading.Thread | None,
+    ) -> None:
         """In a thread of its own; one after the other, for they share the network."""
         if before is not None:
             before.join()
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            try:
-                for done, picture in self._frames(wish, stop):
-                    self._show(done, wish, picture)
-            except ValueError as error:
-                return self.send({"problem": str(error)})
-        if wish not in self._drawn:
-            return self.send({"stopped": True})
-        self._finish(wish)
-        notes = [str(each.message) for each in heard if each.category is UserWarning]
-        return self.send({"finished": True, "notes": notes})
+        try:
+            with collected() as notes:
+                for done, image in self._frames(request, stop):
+                    shown = png(image, request.description)
+                    self.send({"done": done, "steps": request.steps}, buffers=[shown])
+            answer = {"stopped": True}
+            if request in self._finished:
+                self._finish(request)
+                answer = {"finished": True, "notes": notes}
+        except BaseException as error:  # the page has to hear of each
+            answer = {"problem": _problem(error)}
+        answered.set()
+        self.send(answer)
 
-    def _show(self, done: int, wish: Wish, picture: Image.Image) -> None:
-        step = {"done": done, "steps": wish.steps}
-        self.send(step, buffers=[png(picture, wish.words)])
+    def _finish(self, request: Request) -> None:
+        self.alt = request.description
+        self.image = png(self._finished[request], request.description, request.parameters)
 
-    def _finish(self, wish: Wish) -> None:
-        self.alt = wish.words
-        self.picture = png(self._drawn[wish], wish.words, wish.parameters)
+
+def _problem(error: BaseException) -> str:
+    """An error in one line; ValueErrors of this library are written for the user."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
+    if isinstance(error, ValueError):
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + "; live.draw() shows where"

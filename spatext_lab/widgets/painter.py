@@ -213,16 +213,18 @@ class Painter(anywidget.AnyWidget):
             raise traitlets.TraitError(f"regions: {error}") from None
 
     def _asked(self, _: Any, message: dict, __: Any) -> None:
-        """What the buttons ask for: a preset by name, a scene from a file, the file of this one."""
-        if "preset" in message:
-            self.scene = presets()[message["preset"]]
-        elif "json" in message:
-            try:
+        """The page's questions, each answered: a preset, a scene from a file, this scene's file."""
+        answer = {}
+        try:
+            if "preset" in message:
+                self.scene = presets()[message["preset"]]
+            elif "json" in message:
                 self.scene = Scene.from_json(message["json"])
-            except ValueError as error:
-                self.send({"problem": str(error)})
-        elif "save" in message:
-            self.send({"json": self.scene.to_json()})
+            elif "save" in message:
+                answer = {"json": self.scene.to_json()}
+        except Exception as error:  # the page has to hear of each
+            answer = {"problem": str(error) or type(error).__name__}
+        self.send(answer)
 
 
 def _entry(text: Any, box: Any) -> dict:

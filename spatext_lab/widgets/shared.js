@@ -52,3 +52,74 @@ function slider(word, label, range, action) {
 function pngAddress(bytes) {
   return URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
 }
+
+// Keys that mean something in a widget stay there: the notebook has shortcuts of its own for them.
+// The page's, such as Ctrl S, go on to it; Ctrl Enter stays, or the cell would run and be redrawn.
+function keepKeys(root) {
+  root.addEventListener("keydown", (event) => {
+    const { key, ctrlKey, metaKey } = event;
+    const command = (ctrlKey || metaKey) && !event.getModifierState("AltGraph");
+    const editing = key.length > 1 || "acvxyz".includes(key.toLowerCase());
+    if (!command || editing) event.stopPropagation();
+  });
+}
+
+const PATIENCE = 5000; // ms that the kernel has for an answer
+const GONE = "The kernel has stopped or was restarted: run the cells of this widget again";
+const SILENT =
+  "No answer yet: the kernel is busy with another cell, or it was stopped or restarted. Then run " +
+  "the cells of this widget again";
+
+// Questions to the kernel. Any message of it is an answer; where none comes, silent(words) is called, and with
+// no words when one has come after all.
+class Kernel {
+  constructor(model, root, silent) {
+    Object.assign(this, { model, root, silent, working: false });
+    this.onMessage = () => this.heard();
+    const check = () => this.gone && this.ask({ ping: true });
+    this.onLive = () => setTimeout(check); // the mark comes right after the event
+    model.on("msg:custom", this.onMessage);
+    model.on("comm_live_update", this.onLive); // JupyterLab's: the kernel has gone
+  }
+
+  // JupyterLab marks a widget whose kernel is not there any more.
+  get gone() {
+    return Boolean(this.root.closest(".jupyter-widgets-disconnected"));
+  }
+
+  ask(message) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.complain(), this.gone ? 0 : PATIENCE);
+    try {
+      if (!this.gone) this.model.send(message);
+    } catch {
+      this.complain(); // the connection is closed
+    }
+  }
+
+  // While the kernel is working, it is asked now and then whether it is still there.
+  watch(working) {
+    this.working = working;
+    this.heard();
+  }
+
+  complain() {
+    this.complained = true;
+    this.silent(this.gone ? GONE : SILENT);
+  }
+
+  heard() {
+    clearTimeout(this.timer);
+    if (this.complained) {
+      this.complained = false;
+      this.silent("");
+    }
+    if (this.working) this.timer = setTimeout(() => this.ask({ ping: true }), PATIENCE);
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.model.off("msg:custom", this.onMessage);
+    this.model.off("comm_live_update", this.onLive);
+  }
+}

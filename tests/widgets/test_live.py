@@ -17,6 +17,7 @@ from spatext_lab import Region, Scene, SpaTextPipeline, TextToImagePipeline
 from spatext_lab.diffusion import SampleStep
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.text_encoder import grow
+from spatext_lab.scene.notes import warn
 from spatext_lab.widgets.live import KEPT, Live, frames
 from spatext_lab.widgets.painter import Painter
 from tests.tiny import tiny_model
@@ -45,7 +46,7 @@ class Toy(TextToImagePipeline):
         if seed == 13:
             raise ValueError("seed 13 is unlucky: take another")
         if seed == 98:
-            warnings.warn("seed 98 is large", stacklevel=1)
+            warn("seed 98 is large")
         for step in range(steps):
             self.at.release()
             self.go.wait()
@@ -102,29 +103,29 @@ def test_it_draws_what_the_pipeline_draws(spatext, scale):
     assert [step["done"] for step in steps] == [1, 2, 3]
     assert last == {"finished": True, "notes": []}
     assert np.array_equal(pixels(live.sent[2][1][0]), want)
-    assert np.array_equal(pixels(live.picture), want)
+    assert np.array_equal(pixels(live.image), want)
 
 
 def test_code_and_button_agree(spatext):
     button, code = (Seen(Painter(SCENE), {"SpaText": spatext}) for _ in range(2))
     button.press("draw")
     button.wait()
-    assert np.array_equal(np.asarray(code.draw()), pixels(button.picture))
-    assert bytes(code.picture) == bytes(button.picture)
+    assert np.array_equal(np.asarray(code.draw()), pixels(button.image))
+    assert bytes(code.image) == bytes(button.image)
     assert code.alt == button.alt
     assert "a red ball" in code.alt
 
 
 def test_the_file_says_how_it_was_made(live):
     live.draw()
-    about = Image.open(io.BytesIO(live.picture)).text
+    about = Image.open(io.BytesIO(live.image)).text
     made = json.loads(about["Parameters"])
     assert Scene.from_json(made.pop("scene")) == SCENE
     scales = {"guidance_scale": 2.0, "region_guidance_scale": None}
     assert made == {"method": "toy", "seed": 0, "steps": 10, **scales}
 
 
-def test_the_same_wish_is_not_drawn_twice(live, toy):
+def test_an_equal_request_is_not_sampled_twice(live, toy):
     live.draw()
     count = len(toy.drawn)
     live.press("draw")
@@ -139,7 +140,7 @@ def test_the_same_wish_is_not_drawn_twice(live, toy):
     live.steps = 1
     for live.seed in range(100, 101 + KEPT):
         live.draw()
-    assert len(live._drawn) == KEPT
+    assert len(live._finished) == KEPT
 
 
 def test_a_stop_comes_between_two_steps(live, toy):
@@ -150,13 +151,13 @@ def test_a_stop_comes_between_two_steps(live, toy):
     toy.go.set()
     assert live.wait()[-1] == {"stopped": True}
     assert len(toy.drawn) == 1
-    assert not live.picture
+    assert not live.image
     live.press("draw")  # what was broken off is not remembered as finished
     assert live.wait()[-1]["finished"]
     assert len(toy.drawn) == 1 + live.steps
 
 
-def test_a_second_wish_ends_the_first(live, toy):
+def test_a_second_request_ends_the_first(live, toy):
     toy.go.clear()
     live.press("draw")
     toy.at.acquire()
@@ -166,13 +167,79 @@ def test_a_second_wish_ends_the_first(live, toy):
     toy.go.set()
     assert live.wait()[-1]["finished"]
     assert [seed for seed, _ in toy.drawn] == [0] + [7] * live.steps  # never side by side
-    assert pixels(live.picture)[0, 0, 0] == 7
+    assert pixels(live.image)[0, 0, 0] == 7
 
 
 def test_a_problem_is_told(live):
     live.seed = 13
     live.press("draw")
     assert live.wait() == [{"problem": "seed 13 is unlucky: take another"}]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory.\nTried to"), KeyError(3)])
+@pytest.mark.parametrize("where", ["stream", "decode", "scene"])
+def test_every_error_reaches_the_page(live, toy, monkeypatch, error, where):
+    def fail(*_, **__):
+        raise error
+
+    if where == "scene":
+        monkeypatch.setattr(Painter, "scene", property(fail))
+    else:
+        monkeypatch.setattr(toy, where, fail)
+    live.press("draw")
+    if where != "scene":
+        live.wait()
+    ((answer, _),) = live.sent
+    text = " ".join(str(error).split())
+    assert answer == {"problem": f"{type(error).__name__}: {text}; live.draw() shows where"}
+    live.sent.clear()
+    monkeypatch.undo()
+    live.press("draw")
+    assert live.wait()[-1]["finished"]
+
+
+def test_an_end_of_the_process_reaches_the_page_too(live, toy, monkeypatch):
+    monkeypatch.setattr(toy, "decode", lambda _: exit("no more"))
+    live.press("draw")
+    assert live.wait()[-1]["problem"].startswith("SystemExit: no more")
+
+
+def test_a_long_error_is_truncated(live, toy, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("x" * 10_000)
+
+    monkeypatch.setattr(toy, "stream", fail)
+    live.press("draw")
+    assert live.wait() == [{"problem": "x" * 300 + "…"}]
+
+
+def test_the_page_can_ask_whether_it_works(live, toy):
+    live.press("ping")
+    assert live.sent.pop() == ({"working": False}, None)
+    toy.go.clear()
+    live.press("draw")
+    toy.at.acquire()
+    live.press("ping")
+    assert live.sent.pop() == ({"working": True}, None)
+    toy.go.set()
+    assert live.wait()[-1]["finished"]  # a question is no stop
+
+
+def test_two_at_once_hear_their_own_warnings(toy):
+    """The first one ends last, as would leave the filters of the process changed."""
+    other, before = Toy(), list(warnings.filters)
+    lives = [Seen(Painter(SCENE), {"toy": pipeline}) for pipeline in (toy, other)]
+    lives[1].seed = 98
+    for live, pipeline in zip(lives, (toy, other), strict=True):
+        pipeline.go.clear()
+        live.press("draw")
+        pipeline.at.acquire()
+    for live, pipeline in zip(lives[::-1], (other, toy), strict=True):
+        pipeline.go.set()
+        live.wait()
+    notes = [live.sent[-1][0]["notes"] for live in lives]
+    assert notes == [[], ["seed 98 is large"]]
+    assert warnings.filters == before
 
 
 def test_a_warning_is_told(live):
@@ -185,25 +252,25 @@ def test_only_a_method_with_a_map_is_given_its_scale(spatext, toy):
     live = Seen(Painter(SCENE), {"SpaText": spatext, "toy": toy})
     assert live.methods == [{"name": "SpaText", "map": True}, {"name": "toy", "map": False}]
     live.region_guidance_scale = 4.0
-    assert live.wish.region_guidance_scale == 4.0
+    assert live.request.region_guidance_scale == 4.0
     live.method = "toy"
-    assert live.wish.region_guidance_scale is None
+    assert live.request.region_guidance_scale is None
 
 
 def test_bad_input_is_named(live):
     with pytest.raises(ValueError, match="pipelines is empty"):
         Live(Painter(), {})
-    with pytest.raises(traitlets.TraitError, match="there are toy"):
+    with pytest.raises(traitlets.TraitError, match="expected one of toy"):
         live.method = "magic"
     with pytest.raises(traitlets.TraitError):
         live.steps = 0
 
 
 def test_the_last_frame_is_the_picture(spatext):
-    wish = Live(Painter(SCENE), {"SpaText": spatext}).wish
-    *_, (done, last) = frames(spatext, wish)
-    assert done == wish.steps
-    assert np.array_equal(np.asarray(last), np.asarray(spatext(SCENE, **wish.settings)))
+    request = Live(Painter(SCENE), {"SpaText": spatext}).request
+    *_, (done, last) = frames(spatext, request)
+    assert done == request.steps
+    assert np.array_equal(np.asarray(last), np.asarray(spatext(SCENE, **request.settings)))
 
 
 def test_side_by_side(live):

@@ -52,7 +52,7 @@ def test_the_picture_forms_in_time(page, notebook):
     assert times["last"] < 6000
     page.get_by_text("Done", exact=True).wait_for()
     same = "live.pipelines['SpaText'](live.painter.scene, seed=1).tobytes().hex()"
-    shown = "__import__('PIL.Image').Image.open(__import__('io').BytesIO(live.picture))"
+    shown = "__import__('PIL.Image').Image.open(__import__('io').BytesIO(live.image))"
     assert notebook.python(f"{shown}.tobytes().hex()") == notebook.python(same)
     caption = presets()["meadow"].caption
     assert page.get_by_role("img", name=caption).count() == 1
@@ -61,11 +61,11 @@ def test_the_picture_forms_in_time(page, notebook):
 def test_another_method_gives_another_picture(page, notebook):
     page.get_by_role("button", name="Draw the scene").click()
     page.get_by_text("Done", exact=True).wait_for()
-    first = notebook.python("bytes(live.picture).hex()")
+    first = notebook.python("bytes(live.image).hex()")
     page.get_by_role("button", name="text", exact=True).click()
     assert page.get_by_text("The map has a scale of its own").is_hidden()
     page.get_by_role("button", name="Draw the scene").click()
-    notebook.becomes(f"bytes(live.picture).hex() != {first!r} and live.method", "text")
+    notebook.becomes(f"bytes(live.image).hex() != {first!r} and live.method", "text")
 
 
 def test_a_scale_for_the_map(page, notebook):
@@ -83,7 +83,7 @@ def test_it_can_be_stopped(page, notebook):
     page.locator(".sx-picture img[src]").wait_for()
     page.get_by_role("button", name="Stop drawing").click()
     page.get_by_text("Stopped", exact=True).wait_for()
-    assert notebook.python("len(live.picture)") == 0
+    assert notebook.python("len(live.image)") == 0
     assert page.get_by_role("button", name="Stop drawing").is_disabled()
 
 

@@ -162,10 +162,16 @@ def test_the_buttons(monkeypatch):
     monkeypatch.setattr(painter, "send", sent.append)
     painter._handle_custom_msg({"preset": "beach"}, [])
     assert painter.scene.caption == presets()["beach"].caption
+    assert sent.pop() == {}  # each question has an answer, for the page waits for it
+    painter._handle_custom_msg({"ping": True}, [])
+    assert sent.pop() == {}
     painter._handle_custom_msg({"save": True}, [])
     assert Scene.from_json(sent.pop()["json"]) == painter.scene
     painter._handle_custom_msg({"json": presets()["snow-boxes"].to_json()}, [])
     assert painter.scene == presets()["snow-boxes"]
+    for wrong in ({"preset": "nowhere"}, {"json": "[" * 100_000}, {"json": None}):
+        painter._handle_custom_msg(wrong, [])
+        assert sent.pop()["problem"]
     painter._handle_custom_msg({"json": "no scene"}, [])
     assert "no scene" in sent.pop()["problem"]
     assert painter.scene == presets()["snow-boxes"]

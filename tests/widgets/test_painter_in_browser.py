@@ -187,7 +187,7 @@ def test_a_keyboard_is_enough(hand):
 def test_texts_stay_texts(hand):
     hand.add(EVIL)
     hand.drag((32, 32))
-    hand.root.get_by_role("textbox", name="Caption of the whole picture").fill(EVIL)
+    hand.root.get_by_role("textbox", name="Caption of the whole image").fill(EVIL)
     said = "[painter.caption, [region.text for region in painter.scene.regions]]"
     hand.notebook.becomes(said, [EVIL, [EVIL]])  # no [0], which may not be there yet
     inside = Scene(EVIL, [Region(EVIL, box=(0, 0, 0.5, 0.5))]).to_json()
@@ -213,7 +213,7 @@ def test_gallery_files_and_the_code_path_meet(hand, tmp_path):
     hand.agrees(presets()["snow-boxes"])
     (tmp_path / "bad.json").write_text("{}")
     hand.root.locator("input[type=file]").set_input_files(tmp_path / "bad.json")
-    hand.root.get_by_text("This file is not a scene").wait_for()
+    hand.root.get_by_text("No scene: ").wait_for()
 
     assert hand.notebook.python("painter.add('by code')") == 6
     hand.root.get_by_role("textbox", name="Text of region 6").wait_for()
@@ -231,6 +231,108 @@ def test_another_size_and_a_background(notebook):
     expected = Painter(size=(48, 96))
     expected.paint(expected.add("a ball"), [(90, 40), (3, 3)], size=brush(hand))
     hand.agrees(expected.scene)
+
+
+def become(hand, scene: Scene) -> None:
+    """The kernel gives the painter another scene."""
+    read = f"__import__('spatext_lab').Scene.from_json({scene.to_json()!r})"
+    hand.notebook.python(f"setattr(painter, 'scene', {read})")
+
+
+def held(hand, *points: tuple[int, int]) -> None:
+    """A stroke under way: the button stays down."""
+    hand.page.mouse.move(*hand.spot(*points[0]))
+    hand.page.mouse.down()
+    for point in points[1:]:
+        hand.page.mouse.move(*hand.spot(*point))
+
+
+@pytest.mark.parametrize("tool", ["Brush (B)", "Eraser (E)", "Box (R)"])
+def test_what_is_under_way_survives_a_change_by_the_kernel(hand, tool):
+    hand.add("a ball")
+    hand.drag((40, 40))
+    hand.click(tool)
+    hand.notebook.becomes("len(painter.scene.regions)", 1)
+    held(hand, (10, 10), (30, 30))
+    hand.notebook.python("[painter.add('a sky'), painter.fill(2, (60, 60))] and 0")
+    hand.root.get_by_role("textbox", name="Text of region 2").wait_for()
+    hand.page.mouse.move(*hand.spot(50, 10))
+    hand.page.mouse.up()
+    expected = Painter()
+    expected.paint(expected.add("a ball"), [(40, 40)], size=brush(hand))
+    expected.fill(expected.add("a sky"), (60, 60))
+    line = [(10, 10), (30, 30), (50, 10)]
+    if tool == "Box (R)":
+        expected.box(1, (10 / 64, 10 / 64, 51 / 64, 11 / 64))
+    else:
+        expected.paint(int(tool == "Brush (B)"), line, size=brush(hand))
+    hand.agrees(expected.scene)
+    hand.click("Undo (Ctrl Z)")  # the stroke alone
+    hand.notebook.becomes("painter.label_map[60, 60].item()", 2)
+
+
+def test_a_stroke_goes_on_over_another_scene_of_another_size(hand):
+    for _ in range(3):
+        hand.add("a ball")
+    held(hand, (10, 10), (30, 30))
+    other = Scene("c", [Region("a sky", mask=np.tri(128, dtype=bool))])
+    become(hand, other)
+    hand.page.wait_for_function("document.querySelector('.sx-painter li:nth-child(2)') === null")
+    hand.page.mouse.move(*hand.spot(100, 20))
+    hand.page.mouse.up()
+    expected = Painter(other)  # centres of pixels stay where they are; there is a third region less
+    line = [(21, 21), (61, 61), (100, 20)]
+    expected.paint(expected.add("a ball"), line, size=14)
+    hand.agrees(expected.scene)
+
+
+def test_the_brush_follows_the_size_of_the_scene(hand):
+    slider = hand.root.get_by_role("slider", name="Brush size in pixels")
+    assert (slider.get_attribute("max"), brush(hand)) == ("32", 7)
+    for side, most, size in ((512, "256", 56), (16, "8", 2), (64, "32", 8)):
+        become(hand, Scene("c", [Region("x", mask=np.ones((side, side), bool))]))
+        hand.page.wait_for_function(
+            f"document.querySelector('.sx-painter input[type=range]').max === '{most}'"
+        )
+        assert brush(hand) == size
+    slider.fill("32")
+    hand.drag((32, 32), (40, 32))
+    expected = Painter(size=64)
+    expected.fill(expected.add("x"), (0, 0))
+    expected.paint(1, [(32, 32), (40, 32)], size=32)
+    hand.agrees(Scene("c", expected.scene.regions))
+
+
+def test_a_text_that_is_being_typed_survives_a_change_by_the_kernel(hand):
+    hand.add("a ball")
+    hand.drag((32, 32))
+    hand.notebook.becomes("len(painter.scene.regions)", 1)
+    field = hand.root.get_by_role("textbox", name="Text of region 1")
+    caption = hand.root.get_by_role("textbox", name="Caption of the whole image")
+    for box, was in ((field, "painter.regions[0]['text']"), (caption, "painter.caption")):
+        box.focus()
+        box.press("End")
+        before = box.input_value()
+        hand.page.evaluate(  # the next letters come faster than the pause that sends them
+            """([label]) => {
+                const field = document.querySelector(`.sx-painter [aria-label="${label}"]`);
+                const type = () => {
+                    field.value += "!";
+                    field.dispatchEvent(new Event("input"));
+                };
+                type();
+                window.typing = setInterval(type, 50);
+            }""",
+            [box.get_attribute("aria-label")],
+        )
+        count = hand.notebook.python("painter.add('by code')")
+        hand.root.get_by_role("textbox", name=f"Text of region {count}").wait_for()
+        hand.page.evaluate("clearInterval(window.typing)")
+        hand.page.wait_for_timeout(600)
+        typed = box.input_value()
+        assert typed.startswith(before + "!")
+        hand.notebook.becomes(was, typed)
+        hand.notebook.becomes("painter.regions[-1]['text']", "by code")
 
 
 def test_the_script_and_the_library_cover_the_same_pixels(opened):
