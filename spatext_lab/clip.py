@@ -8,7 +8,6 @@ in the same folder, in transformers' layout; the published ones use open_clip's.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from spatext_lab.scene.notes import warn
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,8 @@ from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from spatext_lab.scene.notes import warn
 
 CONFIG_NAME, WEIGHTS_NAME = "open_clip_config.json", "open_clip_model.safetensors"
 # Of open_clip's settings the ones that are plain numbers; others load further models or run code.

@@ -2,7 +2,6 @@
 """ReCo: caption and regions condition the denoiser as one token sequence."""
 
 from collections.abc import Callable, Iterator, Sequence
-from spatext_lab.scene.notes import warn
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
@@ -26,6 +25,7 @@ from spatext_lab.diffusion import (
 from spatext_lab.reco.coordinates import PlacedDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene
+from spatext_lab.scene.notes import warn
 from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
 
 Scenes = Scene | Sequence[Scene]

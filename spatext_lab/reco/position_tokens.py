@@ -10,7 +10,6 @@ shared by x and y. So a scene is a sequence of ids that the text transformer rea
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from spatext_lab.scene.notes import warn
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spatext_lab.scene import Region, Scene
+from spatext_lab.scene.notes import warn
 from spatext_lab.scene.places import Box
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -4,7 +4,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
-from spatext_lab.scene.notes import warn
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
@@ -27,6 +26,7 @@ from spatext_lab.diffusion import (
     sample,
 )
 from spatext_lab.scene import Scene
+from spatext_lab.scene.notes import warn
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.spatext.representation import inference_map, region_maps
