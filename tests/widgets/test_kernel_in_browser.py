@@ -14,8 +14,8 @@ from spatext_lab.widgets.live import Live
 from spatext_lab.widgets.painter import Painter
 class Toy:
     pause, error = 0, None
-    def stream(self, scene, *, seed, steps, **settings):
-        for step in range(steps):
+    def stream(self, scene, *, seed, num_inference_steps, **settings):
+        for step in range(num_inference_steps):
             time.sleep(self.pause)
             if self.error: raise self.error
             yield SimpleNamespace(x_0=seed)

@@ -42,12 +42,12 @@ class Toy(TextToImagePipeline):
         self.drawn, self.go, self.at = [], threading.Event(), threading.Semaphore(0)
         self.go.set()
 
-    def stream(self, scene, *, seed, steps, guidance_scale, region_guidance_scale):
+    def stream(self, scene, *, seed, num_inference_steps, guidance_scale):
         if seed == 13:
             raise ValueError("seed 13 is unlucky: take another")
         if seed == 98:
             warn("seed 98 is large")
-        for step in range(steps):
+        for step in range(num_inference_steps):
             self.at.release()
             self.go.wait()
             x = torch.full((1, 1, 1, 1), float(seed))
@@ -96,7 +96,13 @@ def test_it_draws_what_the_pipeline_draws(spatext, scale):
     live = Seen(Painter(SCENE), {"SpaText": spatext})
     live.seed, live.steps, live.guidance_scale, live.region_guidance_scale = 5, 3, 1.5, scale
     want = np.asarray(
-        spatext(SCENE, seed=5, steps=3, guidance_scale=1.5, region_guidance_scale=scale)
+        spatext(
+            SCENE,
+            seed=5,
+            num_inference_steps=3,
+            guidance_scale=1.5,
+            region_guidance_scale=scale,
+        ).images[0]
     )
     live.press("draw")
     *steps, last = live.wait()
@@ -121,8 +127,8 @@ def test_the_file_says_how_it_was_made(live):
     about = Image.open(io.BytesIO(live.image)).text
     made = json.loads(about["Parameters"])
     assert Scene.from_json(made.pop("scene")) == SCENE
-    scales = {"guidance_scale": 2.0, "region_guidance_scale": None}
-    assert made == {"method": "toy", "seed": 0, "steps": 10, **scales}
+    settings = {"num_inference_steps": 10, "guidance_scale": 2.0}
+    assert made == {"method": "toy", "seed": 0} | settings
 
 
 def test_an_equal_request_is_not_sampled_twice(live, toy):
@@ -270,7 +276,8 @@ def test_the_last_frame_is_the_picture(spatext):
     request = Live(Painter(SCENE), {"SpaText": spatext}).request
     *_, (done, last) = frames(spatext, request)
     assert done == request.steps
-    assert np.array_equal(np.asarray(last), np.asarray(spatext(SCENE, **request.settings)))
+    want = spatext(SCENE, **request.settings).images[0]
+    assert np.array_equal(np.asarray(last), np.asarray(want))
 
 
 def test_side_by_side(live):
@@ -283,7 +290,7 @@ def test_reco_draws_too(folder, spatext):
     reco = ReCoPipeline(unet, spatext.vae, encoder, tokenizer, spatext.scheduler)
     live = Live(Painter(SCENE), {"SpaText": spatext, "ReCo": reco})
     live.method, live.steps, live.region_guidance_scale = "ReCo", 2, 3.0
-    assert np.array_equal(live.draw(), reco(SCENE, seed=0, steps=2))
+    assert np.array_equal(live.draw(), reco(SCENE, seed=0, num_inference_steps=2).images[0])
 
 
 def test_a_text_model_has_no_map(spatext):

@@ -51,7 +51,7 @@ def test_the_picture_forms_in_time(page, notebook):
     assert times["first"] < 2000
     assert times["last"] < 6000
     page.get_by_text("Done", exact=True).wait_for()
-    same = "live.pipelines['SpaText'](live.painter.scene, seed=1).tobytes().hex()"
+    same = "live.pipelines['SpaText'](live.painter.scene, seed=1).images[0].tobytes().hex()"
     shown = "__import__('PIL.Image').Image.open(__import__('io').BytesIO(live.image))"
     assert notebook.python(f"{shown}.tobytes().hex()") == notebook.python(same)
     caption = presets()["meadow"].caption
