@@ -244,7 +244,7 @@ class View {
     return node("div", "sx-foot", {}, this.status, this.veil, file, open, save);
   }
 
-  // A pause in typing is a step; so is leaving the field. Until then, the field stays as it is typed.
+  // A pause in typing is a step; so is leaving the field. Until then nothing overwrites it.
   typed(field, action) {
     let waiting = null;
     const now = () => {
