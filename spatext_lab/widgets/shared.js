@@ -70,8 +70,8 @@ const SILENT =
   "No answer yet: the kernel is busy with another cell, or it was stopped or restarted. Then run " +
   "the cells of this widget again";
 
-// Questions to the kernel. Any message of it is an answer; where none comes, silent(words) is called, and with
-// no words when one has come after all.
+// Questions to the kernel. Any message of it is an answer; where none comes, silent(words) is
+// called, and with no words when one has come after all.
 class Kernel {
   constructor(model, root, silent) {
     Object.assign(this, { model, root, silent, working: false });
