@@ -46,8 +46,10 @@ def folder(model: str = "pocket", part: str = "") -> Path:
         part = ""
     if not (place / part).is_dir():
         raise FileNotFoundError(f"{place} has no folder {part!r}")
-    if problems := verify(place, part):
-        raise ValueError("; ".join(problems))
+    names = Path(part).parts
+    for k in range(len(names) + 1):  # the whole may be sealed, and a part that `train` wrote
+        if problems := verify(place.joinpath(*names[:k]), "/".join(names[k:])):
+            raise ValueError("; ".join(problems))
     return place / part
 
 

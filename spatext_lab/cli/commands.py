@@ -106,7 +106,8 @@ def sample(args: argparse.Namespace) -> int:
     """Generates one image of a scene."""
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out is {args.out}; it must end in .png")
-    if args.method in ("text", "reco") and args.region_guidance_scale is not None:
+    settings = given(args)
+    if args.method in ("text", "reco") and "region_guidance_scale" in settings:
         raise ValueError(
             f"--region-guidance-scale needs --method spatext: {args.method} has no map"
         )
@@ -122,9 +123,6 @@ def sample(args: argparse.Namespace) -> int:
     kinds = (SpaTextPipeline, SpaTextPipeline, ReCoPipeline, TextToImagePipeline)
     parts = ("spatext", "spatext-pixel", "reco", "text-to-image")
     kind, part = dict(zip(SAMPLERS, zip(kinds, parts, strict=True), strict=True))[args.method]
-    settings = {"seed": args.seed, "num_inference_steps": args.num_inference_steps}
-    settings |= {name: getattr(args, name) for name in ("guidance_scale", "region_guidance_scale")}
-    settings = {name: value for name, value in settings.items() if value is not None}
     image = kind.from_pretrained(zoo.folder(args.model, part))(asked, **settings).images[0]
     image.save(png := io.BytesIO(), format="PNG")
     _write(args.out, png.getvalue())

@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows "?" for it
             stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
-    # loading weights takes no time here, and logs are read by people
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():  # bars for loading would fill a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = args.run(args)
         sys.stdout.flush()
@@ -154,16 +154,13 @@ def _add_train(to: Any) -> None:
 def _add_sample(to: Any) -> None:
     what = "generate one image of a scene"
     example = "sample --method spatext --scene scene.json --seed 3 --out image.png"
-    add = _command(to, commands.sample, "sample", what, example).add_argument
+    command = _command(to, commands.sample, "sample", what, example)
+    add = command.add_argument
     add("--method", required=True, choices=commands.SAMPLERS, help="text uses the caption only")
     add("--scene", type=Path, required=True, metavar="FILE", help="JSON, as Scene.save writes it")
     add("--out", type=Path, required=True, metavar="PNG")
-    add("--seed", type=_seed, default=0, metavar="N", help="another seed, another image (0)")
-    add("--num-inference-steps", type=_count, metavar="N", help="denoising steps (10)")
-    scale = "classifier-free guidance scale; 1 is off (2)"
-    add("--guidance-scale", type=_real, metavar="S", help=scale)
-    scale = "a guidance scale of the map's own (none)"
-    add("--region-guidance-scale", type=_real, metavar="S", help=scale)
+    wanted = "seed num_inference_steps guidance_scale region_guidance_scale"
+    _add_flags(command, _of("spatext_lab.spatext.pipeline", "SpaTextPipeline.__call__", wanted))
     add("--steps", type=_renamed, help=argparse.SUPPRESS)
     _add_model(add)
 

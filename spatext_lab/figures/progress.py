@@ -26,7 +26,7 @@ class Progress(tqdm):
     def __init__(self, items: Any = None, *, desc: str, unit: str, **more: Any) -> None:
         self.live = sys.stderr.isatty()
         quiet = {} if self.live else {"mininterval": float("inf"), "maxinterval": float("inf")}
-        super().__init__(items, desc=desc, unit=unit, delay=PATIENCE, **quiet | more)
+        super().__init__(items, desc=desc, unit=unit, delay=PATIENCE, **more | quiet)
         self.began = time.monotonic()
 
     def close(self) -> None:

@@ -137,9 +137,9 @@ class SpaTextPipeline(ScenePipeline):
                 the same image on the same machine. 0 where no `generator` is passed.
             num_inference_steps: denoising steps, each one network call.
             guidance_scale: 1.0 is no guidance. With `region_guidance_scale`, the caption's scale.
-            region_guidance_scale: None for one joint scale (2 passes a step in one call); a number
-                for the map's own scale (3 passes); a list for a scale per region (regions + 2
-                passes; all scenes need as many regions).
+            region_guidance_scale: the map's own scale (3 passes a step in one call); a list for a
+                scale per region (regions + 2 passes; all scenes need as many regions); one joint
+                scale (2 passes) if not given.
             negative_prompt: text in place of the empty caption in the null condition; or one text
                 per scene.
             num_images_per_prompt: images per scene.

@@ -50,9 +50,9 @@ def options(module: str, function: str) -> dict[str, Option]:
     usual: list = [None] * (len(node.args.args) - len(node.args.defaults)) + node.args.defaults
     pairs = zip(node.args.args + node.args.kwonlyargs, usual + node.args.kw_defaults, strict=True)
     found = {a.arg: _option(module, a, default, words.get(a.arg, "")) for a, default in pairs}
-    unpacked = node.args.kwarg and ast.unparse(node.args.kwarg.annotation)
-    if unpacked and unpacked.startswith("Unpack["):
-        found |= options(module, unpacked.removeprefix("Unpack[").removesuffix("]"))
+    more = node.args.kwarg and node.args.kwarg.annotation
+    if isinstance(more, ast.Subscript) and ast.unparse(more.value) == "Unpack":
+        found |= options(module, ast.unparse(more.slice))
     return found
 
 
@@ -76,9 +76,9 @@ def _option(module: str, argument: ast.arg, default: ast.expr | None, words: str
             kind, number = match[2], "+"
         elif match := re.fullmatch(r"tuple\[(\w+)(, \w+)+\]", text):
             kind, number = match[1], text.count(",") + 1
-        elif text in ("int", "float", "bool", "Path"):
-            kind = text
-        elif isinstance(part, ast.Name) and text not in ("str", "PathLike"):
+        elif text in ("int", "float", "bool", "Path", "str"):  # rather one than several
+            kind, number = text, None
+        elif isinstance(part, ast.Name) and text != "PathLike":
             with suppress(LookupError):  # a class, and not a name for a Literal
                 choices = names(module, text)
     usual = _constant(module, default)

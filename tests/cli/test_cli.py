@@ -4,6 +4,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,39 +219,35 @@ def test_doctor_exit_code_is_its_verdict(monkeypatch, capsys):
 # --- what is handed on, what is written -----------------------------------------------------------
 
 
-def test_sample_writes_the_pipelines_picture(scene_file, tmp_path):
+def test_sample_writes_the_pipelines_image(scene_file, tmp_path):
     from spatext_lab import zoo
     from spatext_lab.spatext.pipeline import SpaTextPipeline
 
     out = tmp_path / "new" / "p.png"
     argv = ["sample", "--method", "spatext", "--scene", str(scene_file), "--out", str(out)]
-    assert (
-        cli.main(
-            [*argv, "--seed", "3", "--num-inference-steps", "2", "--region-guidance-scale", "2.5"]
-        )
-        == 0
-    )
+    argv += "--seed 3 --num-inference-steps 2 --region-guidance-scale 2.5".split()
+    assert cli.main(argv) == 0
     pipeline = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
-    expected = pipeline(Scene.load(scene_file), seed=3, steps=2, region_guidance_scale=2.5)
-    with Image.open(out) as picture:
-        assert picture.format == "PNG"
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+    settings = {"seed": 3, "num_inference_steps": 2, "region_guidance_scale": 2.5}
+    (expected,) = pipeline(Scene.load(scene_file), **settings).images
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
     assert [path.name for path in out.parent.iterdir()] == ["p.png"]
 
 
-def test_sample_writes_recos_picture(scene_file, tmp_path):
-    from spatext_lab.reco.pipeline import ReCoPipeline
-    from tests.tiny import tiny_model
+@pytest.mark.parametrize(("method", "part"), [("reco", "reco"), ("text", "text-to-image")])
+def test_a_whole_model_and_one_pipeline_give_the_same_image(scene_file, tmp_path, method, part):
+    from spatext_lab import zoo
 
-    model, out = tiny_model(tmp_path / "model"), tmp_path / "p.png"
-    argv = ["sample", "--method", "reco", "--scene", str(scene_file), "--out", str(out)]
-    settings = ["--seed", "3", "--num-inference-steps", "2", "--guidance-scale", "3"]
-    scene, given = Scene.load(scene_file), {"seed": 3, "steps": 2, "guidance_scale": 3.0}
-    expected = ReCoPipeline.from_pretrained(model / "reco")(scene, **given)
-    for place in (model, model / "reco"):  # a whole model, and the one pipeline
-        assert cli.main([*argv, *settings, "--model", str(place)]) == 0
-        with Image.open(out) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+    whole = zoo.folder("pocket")
+    pixels = []
+    for number, model in enumerate((whole, whole / part)):
+        out = tmp_path / f"{number}.png"
+        argv = ["sample", "--method", method, "--scene", str(scene_file), "--out", str(out)]
+        assert cli.main([*argv, "--num-inference-steps", "2", "--model", str(model)]) == 0
+        pixels.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(*pixels)
 
 
 def test_data_pocket_is_read_by_data_coco(tmp_path, capsys):
@@ -474,6 +471,44 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
         ("tour", {"out": Path("o"), "model": "m", "coco": Path("c")} | chosen),
         ("coco", coco | {"categories": ("a", "b")}),
     ]
+
+
+# --- damaged models -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_model(tmp_path) -> Path:
+    """A text-to-image model as `train` leaves it, sealed, alone and as part of a whole model."""
+    from spatext_lab import zoo
+
+    part = tmp_path / "mine" / "text-to-image"
+    shutil.copytree(zoo.folder("pocket", "text-to-image"), part)
+    zoo.seal(part)
+    return part
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("harm", [flip, shorten, Path.unlink], ids=["flip", "shorten", "lose"])
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "model_index.json"]
+)
+def test_damage_of_an_own_model_is_named(own_model, scene_file, tmp_path, capsys, harm, name):
+    harm(own_model / name)
+    for model in (own_model, own_model.parent):  # the one pipeline, and a whole model
+        if model == own_model and name == "model_index.json" and harm is Path.unlink:
+            continue  # then it is no pipeline's folder
+        assert sample(scene_file, tmp_path / "p.png", "--model", str(model)) == 2
+        assert Path(name).name in one_line(capsys)
+    assert not (tmp_path / "p.png").exists()
 
 
 # --- somebody's own export ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_long_work_leaves_one_line_in_a_log(capsys, patience, iterated):
         for _ in Progress(range(30), desc="caching", unit="image"):
             time.sleep(0.01)
     else:
-        with Progress(total=30, desc="caching", unit="image", initial=10) as bar:
+        with Progress(total=30, desc="caching", unit="image", initial=10, mininterval=0.01) as bar:
             for _ in range(20):
                 time.sleep(0.01)
                 bar.update()

@@ -63,6 +63,15 @@ def test_unpacked_fields_are_options():
     assert [name for name, option in found.items() if option.required] == ["out"]
 
 
+def test_a_method_and_one_or_several():
+    """`float | Sequence[float] | None` is one number on the command line."""
+    found = options("spatext_lab.spatext.pipeline", "SpaTextPipeline.__call__")
+    assert list(found)[:3] == ["self", "scenes", "seed"]
+    forms = [(found[n].kind, found[n].number) for n in ("region_guidance_scale", "guidance_scale")]
+    assert forms == [("float", None)] * 2
+    assert found["num_inference_steps"].default == 10
+
+
 def test_names_follow_imports():
     from spatext_lab.training.recipes import RECIPES
 
