@@ -172,7 +172,7 @@ def test_images_are_decoded_only_if_asked(pocket_coco):
 
 
 @pytest.mark.parametrize("kind", ["instances", "captions", "panoptic"])
-def test_annotation_files_cut_off_or_not_json_are_refused_by_name(pocket_coco, kind):
+def test_annotation_files_truncated_or_not_json_are_refused_by_name(pocket_coco, kind):
     path = pocket_coco / "annotations" / f"{kind}_val2017.json"
     text = path.read_bytes()
     for broken in (text[:-20], text[:200], b"", b"<html>", text + b"}", b"\xff" + text):

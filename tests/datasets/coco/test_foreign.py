@@ -481,7 +481,7 @@ def test_neither_mask_nor_box(folder, box):
     assert "broken polygon or RLE" in left_out(root, boxes=True)
 
 
-def test_without_a_captions_file_it_is_said_what_to_write(folder):
+def test_a_missing_captions_file_is_refused_with_what_to_write(folder):
     root = folder()
     (root / "annotations" / "captions_val2017.json").unlink()
     with pytest.raises(

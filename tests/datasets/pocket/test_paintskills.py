@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PaintSkills in the pocket world: a reader of the prompts, and the pixels that were drawn."""
+"""PaintSkills in the pocket world: a reader of the prompts, and the pixels that were rendered."""
 
 import colorsys
 import hashlib
@@ -29,8 +29,8 @@ EACH = 60  # prompts of each skill and split
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """(item, where the picture is not its bare backdrop bool (64, 64), what was placed)."""
+def rendered():
+    """(item, where the image is not its bare backdrop bool (64, 64), what was placed)."""
     real, seen = paintskills.draw, {}
 
     def spied(rng, backdrop, place):
@@ -99,8 +99,8 @@ def read(skill: str, prompt: str) -> tuple[list[str], str | None, str | None]:
     return [SINGULAR[rest]], None, None
 
 
-def test_things_and_texts_are_those_of_the_prompt(drawn):
-    for item, _, _ in drawn:
+def test_objects_and_texts_are_those_of_the_prompt(rendered):
+    for item, _, _ in rendered:
         kinds, colour, relation = read(item.skill, item.prompt)
         assert [thing.kind for thing in item.things] == kinds, item.prompt
         assert {thing.colour for thing in item.things} == {colour}
@@ -111,8 +111,8 @@ def test_things_and_texts_are_those_of_the_prompt(drawn):
             assert (colour or "") in text
 
 
-def test_articles(drawn):
-    for item, _, _ in drawn:
+def test_articles(rendered):
+    for item, _, _ in rendered:
         for text in (item.prompt, *item.texts):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
 
@@ -120,9 +120,9 @@ def test_articles(drawn):
 # --- layouts, against the pixels ------------------------------------------------------------------
 
 
-def test_the_picture_is_changed_in_the_boxes_and_nowhere_else(drawn):
+def test_the_image_is_changed_in_the_boxes_and_nowhere_else(rendered):
     """So there are as many things as boxes, and a box is no larger than what is in it."""
-    for item, changed, _ in drawn:
+    for item, changed, _ in rendered:
         outside, nearby = changed.copy(), np.zeros((SIZE, SIZE), bool)
         for thing in item.things:
             rows, columns = pixels(thing.box)
@@ -135,10 +135,10 @@ def test_the_picture_is_changed_in_the_boxes_and_nowhere_else(drawn):
         assert outside.sum() < 0.3 * changed.sum()  # soft edges
 
 
-def test_things_stand_apart(drawn):
+def test_things_stand_apart(rendered):
     """A box that is grown by the gap, less the pixel that is beyond it, meets no other."""
     nearest = SIZE
-    for item, _, _ in drawn:
+    for item, _, _ in rendered:
         for thing in item.things:
             others = np.zeros((SIZE, SIZE), bool)
             for other in item.things:
@@ -153,11 +153,11 @@ def test_things_stand_apart(drawn):
     assert nearest >= paintskills.GAP
 
 
-def test_kinds_are_what_a_network_sees_that_never_met_these_pictures(drawn):
+def test_kinds_are_what_a_network_sees_that_never_met_these_images(rendered):
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
     right = []
-    for start in range(0, len(drawn), 40):
-        items = [item for item, _, _ in drawn[start : start + 40]]
+    for start in range(0, len(rendered), 40):
+        items = [item for item, _, _ in rendered[start : start + 40]]
         kinds, _ = judge(to_tensor(np.stack([item.image for item in items])))
         for item, seen in zip(items, kinds.numpy(), strict=True):
             for thing in item.things:
@@ -187,9 +187,9 @@ def hue_name(pixel) -> str:
     return min(HUES, key=lambda name: abs((HUES[name] - 360 * hue + 180) % 360 - 180))
 
 
-def test_colours_are_those_of_the_pixels(drawn):
+def test_colours_are_those_of_the_pixels(rendered):
     right = []
-    for item, changed, placed in drawn:
+    for item, changed, placed in rendered:
         for thing, stands in zip(item.things, placed, strict=True):
             place = pixels(thing.box)
             names = Counter(map(hue_name, item.image[place][changed[place]]))
@@ -198,10 +198,10 @@ def test_colours_are_those_of_the_pixels(drawn):
     assert np.mean(right) > 0.98  # a boat's sail may be larger than the boat, and yellowish
 
 
-def test_relations_are_true_of_the_pixels(drawn):
-    """By the middles of the pixels drawn, the axis on which they are farther apart."""
+def test_relations_are_true_of_the_pixels(rendered):
+    """By the middles of the pixels rendered, the axis on which they are farther apart."""
     words = Counter()
-    for item, changed, _ in drawn:
+    for item, changed, _ in rendered:
         if item.skill != "spatial":
             assert item.relation is None
             continue
@@ -237,15 +237,15 @@ def test_a_relation_is_that_of_the_second_thing_to_the_first(x, y, relation):
     assert relation_of(first, second) == relation
 
 
-def test_nothing_is_of_a_held_out_combination(drawn):
-    looks = {thing.look for _, _, placed in drawn for thing in placed}
+def test_nothing_is_of_a_held_out_combination(rendered):
+    looks = {thing.look for _, _, placed in rendered for thing in placed}
     assert len(looks) > 60
     assert {pattern for _, _, pattern in looks} == {"plain"}
     assert not any(held_out(*look) for look in looks)
 
 
-def test_the_scene_is_the_prompt_and_the_boxes(drawn):
-    for item, _, _ in drawn[::7]:
+def test_the_scene_is_the_prompt_and_the_boxes(rendered):
+    for item, _, _ in rendered[::7]:
         assert item.scene.caption == item.prompt
         regions = [(region.text, region.box) for region in item.scene.regions]
         assert regions == [
@@ -253,7 +253,7 @@ def test_the_scene_is_the_prompt_and_the_boxes(drawn):
         ]
 
 
-def test_a_hidden_thing_has_no_region():
+def test_a_hidden_object_has_no_region():
     things = Thing("dog", None, None), Thing("bus", None, (0.1, 0.2, 0.3, 0.4))
     layout = SkillPrompt("spatial", "val", 0, "a dog, a bus", things, ("a dog", "a bus"), "left")
     assert [(r.text, r.box) for r in layout.scene.regions] == [("a bus", (0.1, 0.2, 0.3, 0.4))]
@@ -286,15 +286,15 @@ def test_what_is_asked_for_is_spread_evenly():
     assert min(sides.values()) > 60
 
 
-def test_no_two_splits_skills_or_seeds_share_a_picture(drawn):
-    pictures = [item.image.tobytes() for item, _, _ in drawn]
-    pictures += [
+def test_no_two_splits_skills_or_seeds_share_an_image(rendered):
+    images = [item.image.tobytes() for item, _, _ in rendered]
+    images += [
         skill_item(skill, "val", i, seed=1).image.tobytes() for skill in SKILLS for i in range(20)
     ]
-    assert len(set(pictures)) == len(pictures)
+    assert len(set(images)) == len(images)
 
 
-def test_the_last_index_of_every_split_can_be_drawn():
+def test_the_last_index_of_every_split_can_be_rendered():
     for skill, split in product(SKILLS, ("train", "val")):
         assert skill_item(skill, split, SPLITS[skill][split] - 1).image.shape == (SIZE, SIZE, 3)
 
@@ -313,7 +313,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("skill", "split"), GOLDEN)
-def test_an_index_is_the_same_picture_on_every_machine(skill, split):
+def test_an_index_is_the_same_image_on_every_machine(skill, split):
     total = hashlib.sha256()
     for index in range(8):
         item = skill_item(skill, split, index)

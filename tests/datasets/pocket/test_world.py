@@ -130,7 +130,7 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("split", pocket.SPLITS)
-def test_an_item_is_the_same_whenever_it_is_drawn(split):
+def test_an_item_is_the_same_whenever_it_is_rendered(split):
     there = [pocket_item(split, i) for i in range(20)]
     back = [pocket_item(split, i) for i in reversed(range(20))][::-1]
     assert all(same(a, b) for a, b in zip(there, back, strict=True))
@@ -146,10 +146,10 @@ def test_drawing_leaves_earlier_items_alone():
     assert all(np.array_equal(s.mask, m) for s, m in zip(item.segments, before[1], strict=True))
 
 
-def test_splits_seeds_and_indices_are_different_pictures():
+def test_splits_seeds_and_indices_are_different_images():
     arguments = list(product(pocket.SPLITS, range(20), range(3)))
-    pictures = {pocket_item(split, i, seed).image.tobytes() for split, i, seed in arguments}
-    assert len(pictures) == len(arguments)
+    images = {pocket_item(split, i, seed).image.tobytes() for split, i, seed in arguments}
+    assert len(images) == len(arguments)
 
 
 # Weights, reports and the shipped data set were all made from these very bytes: whoever changes
@@ -197,7 +197,7 @@ def test_maps_against_a_loop_over_the_pixels(train):
         assert item.kind_map.dtype == item.colour_map.dtype == np.uint8
 
 
-def test_segments_are_two_of_a_backdrop_and_then_things(train, unseen):
+def test_segments_are_two_of_a_backdrop_and_then_objects(train, unseen):
     pairs = {backdrop[:2] for backdrop in BACKDROPS.values()}
     for item in train + unseen:
         upper, lower, *rest = item.segments
@@ -217,7 +217,7 @@ def test_the_scene_tells_the_segments(train):
             assert np.array_equal(numbers == i + 1, segment.mask)
 
 
-def test_a_nearer_thing_hides_a_farther_one(train):
+def test_a_nearer_object_hides_a_farther_one(train):
     """The whole, unhidden mask of the last thing is there; earlier ones may have lost pixels."""
     for item in train[:100]:
         last = things(item)[-1]
@@ -228,7 +228,7 @@ def test_a_nearer_thing_hides_a_farther_one(train):
         assert any(np.array_equal(tight(last.mask), tight(whole)) for whole in wholes)
 
 
-def test_plain_things_have_the_colour_that_they_are_said_to_have(train):
+def test_plain_objects_have_the_colour_of_their_texts(train):
     """The hue of a ball's inside, whatever the light, is nearest to its own colour's."""
     found = set()
     for item in train:
@@ -288,7 +288,7 @@ def test_training_texts_never_name_a_held_out_combination(train):
             assert None in (colour, pattern) or not held_out(kind, colour, pattern)
 
 
-def test_about_half_of_the_unseen_things_are_held_out(unseen):
+def test_about_half_of_the_unseen_objects_are_held_out(unseen):
     marks = [s.held_out for item in unseen for s in things(item)]
     assert 0.4 < np.mean(marks) < 0.6
     shown = {(s.label, s.colour, s.pattern) for item in unseen for s in things(item)}
@@ -302,7 +302,7 @@ def test_about_half_of_the_unseen_things_are_held_out(unseen):
 
 
 def test_sides_and_overlaps():
-    """Sides 15-45 % of the picture, to the pixel; overlaps counted pixel by pixel."""
+    """Sides 15-45 % of the image, to the pixel; overlaps counted pixel by pixel."""
     sides, overlaps = set(), []
     for k in range(600):
         placed = pocket._place(Random(k), "train")
@@ -311,7 +311,7 @@ def test_sides_and_overlaps():
             sides.add(thing.side)
             square = np.zeros((SIZE, SIZE), bool)
             square[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side] = True
-            assert square.sum() == thing.side**2, "reaches off the picture"
+            assert square.sum() == thing.side**2, "reaches off the image"
             squares.append(square)
         overlaps += [(a & b).sum() / min(a.sum(), b.sum()) for a, b in combinations(squares, 2)]
     assert min(sides) >= round(0.15 * SIZE)
@@ -320,7 +320,7 @@ def test_sides_and_overlaps():
     assert np.mean(np.array(overlaps) > 0) > 0.05, "nothing ever overlaps"
 
 
-def test_counts_of_things(train):
+def test_counts_of_objects(train):
     counts = Counter(len(things(item)) for item in train)
     assert set(counts) == {1, 2, 3, 4}
     assert min(counts.values()) > 100
@@ -355,7 +355,7 @@ def test_every_scene_has_five_captions_of_what_is_there(train, unseen):
                 assert any(fits(s, read) for s in things(item)), caption
 
 
-def test_count_words_are_the_numbers_of_things(train, unseen):
+def test_count_words_are_the_numbers_of_objects(train, unseen):
     numbers = Counter()
     for item in train + unseen:
         for caption in item.captions:
@@ -371,7 +371,7 @@ def test_count_words_are_the_numbers_of_things(train, unseen):
     assert set(numbers) == {1, 2, 3, 4}
 
 
-def test_relation_words_are_true_of_the_places(train, unseen):
+def test_relation_words_are_true_of_the_positions(train, unseen):
     """By the middles of the visible pixels; the words start at 12 pixels between the centres."""
     words = Counter()
     for item in train + unseen:
@@ -398,7 +398,7 @@ def test_relation_words_are_true_of_the_places(train, unseen):
         ((10, -40), {"below", "under"}),
     ],
 )
-def test_the_clearest_relation_of_known_places(other, words):
+def test_the_clearest_relation_of_known_positions(other, words):
     """A ball at the origin, a tree at `other` (x to the right, y down)."""
     looks = [("ball", "red", "plain"), ("tree", "blue", "plain")]
     opposite = {"left of": "right of", "above": "below", "over": "under"}
@@ -448,14 +448,14 @@ def test_sprites_against_supersampling(kind):
     side, fine = 15, 8
     shape = SHAPES[kind]
     parts = [*(s for s, _ in shape.behind), shape.body, *(s for s, _ in shape.over)]
-    drawn, errors = sprite(kind, "plain", side, False), []
+    rendered, errors = sprite(kind, "plain", side, False), []
     for row, column in product(range(side), range(side)):
         centre = (2 * column + 1) / side - 1, (2 * row + 1) / side - 1
-        assert drawn.mask[row, column] == any(scalar(part, *centre) < 0 for part in parts)
+        assert rendered.mask[row, column] == any(scalar(part, *centre) < 0 for part in parts)
         steps = (np.arange(fine) + 0.5) / fine
         u, v = np.meshgrid(2 * (column + steps) / side - 1, 2 * (row + steps) / side - 1)
         inside = np.logical_or.reduce([part(u, v) < 0 for part in parts])
-        errors.append(abs(inside.mean() - drawn.alpha[row, column]))
+        errors.append(abs(inside.mean() - rendered.alpha[row, column]))
     # A sharp tip is thinner than its distance to the pixel's centre, a notch between parts wider.
     sharp = kind in ("heart", "house", "boat")
     assert max(errors) < (0.45 if sharp else 0.35)
@@ -473,12 +473,12 @@ def test_mirrored_sprites(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_thing_fills_its_square(kind):
+def test_every_object_fills_its_square(kind):
     """So that the sides of the layout are what is seen; and every pixel is paint or detail."""
-    drawn = sprite(kind, "plain", 29, False)
-    assert max(tight(drawn.mask).shape) >= 0.85 * 29
-    assert ((drawn.body >= 0) & (drawn.body <= 1 + 1e-5)).all()
-    assert drawn.body[drawn.mask].sum() > 0.25 * drawn.mask.sum(), "hardly any colour"
+    rendered = sprite(kind, "plain", 29, False)
+    assert max(tight(rendered.mask).shape) >= 0.85 * 29
+    assert ((rendered.body >= 0) & (rendered.body <= 1 + 1e-5)).all()
+    assert rendered.body[rendered.mask].sum() > 0.25 * rendered.mask.sum(), "hardly any colour"
 
 
 def test_patterns_can_be_seen():
@@ -534,7 +534,7 @@ def test_a_rounded_corner_is_a_circle():
     assert scalar(box, 0.5, -0.3) == pytest.approx(0.3)
 
 
-def test_names_are_many_and_told_apart():
+def test_names_are_many_and_differ():
     assert len(KINDS) >= 12
     assert (len(COLOURS), len(PATTERNS), len(BACKDROPS), len(STUFF)) == (8, 3, 6, 12)
     assert len(set(LABELS)) == len(LABELS)
@@ -544,20 +544,22 @@ def test_names_are_many_and_told_apart():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_outline_is_that_of_a_drawn_thing_and_stays_in_its_box(kind):
+def test_an_outline_is_that_of_a_rendered_thing_and_stays_in_its_box(kind):
     box = (0.25, 0.125, 0.75, 0.5)  # 32 x 24 pixels: a square of 24 in its middle
     mask = outline_mask(kind, box)
     rows, columns = np.where(mask)
     assert 8 <= rows.min() <= rows.max() < 32
     assert 20 <= columns.min() <= columns.max() < 44
     assert max(np.ptp(rows), np.ptp(columns)) >= 20
-    drawn = [s.mask for i in range(400) for s in pocket_item("val", i).segments if s.label == kind]
+    rendered = [
+        s.mask for i in range(400) for s in pocket_item("val", i).segments if s.label == kind
+    ]
 
     def fill(mask):
         """Share of the smallest square around it."""
         return mask.sum() / (np.ptp(np.where(mask), axis=1).max() + 1) ** 2
 
-    assert min(abs(fill(one) - fill(mask)) for one in drawn) < 0.05
+    assert min(abs(fill(one) - fill(mask)) for one in rendered) < 0.05
     assert np.array_equal(
         outline_mask(kind, (0.25, 0.125, 0.625, 0.5), mirrored=True)[:, 16:40],
         outline_mask(kind, (0.25, 0.125, 0.625, 0.5))[:, 39:15:-1],
