@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The course's profiles: the pocket models on any laptop, or real Stable Diffusion in a classroom.
+"""The model that the course's cells run with, and how long they take where they run.
 
-A notebook begins with `start()`; the environment variable SPATEXT_PROFILE says the same for all of
-them. The cells are the same in each profile, and how long they take is measured where they run.
+A notebook begins with `start()`; the environment variable SPATEXT_PROFILE names a model for all of
+them. The cells are the same for the pocket models on a laptop and Stable Diffusion in a classroom.
 """
 
 import os
@@ -12,50 +12,51 @@ from dataclasses import dataclass
 from spatext_lab import zoo
 from spatext_lab.scene import Scene
 
-PROFILES = {"pocket": "pocket", "classroom": "sd15"}  # the model of each, see `zoo.folder`
-STEPS = 10  # of a picture, as the pipelines draw one if nothing else is said
+STEPS = 10  # denoising steps of an image, the pipelines' own default
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What the cells run with. model: for `zoo.folder`."""
+    """The model that the cells of a notebook run with."""
 
-    name: str
-    model: str
+    model: str  # "pocket", "sd15" or a folder, for `zoo.folder`
 
-    def expect(self, pipeline, pictures: int) -> str:
-        """How long drawing so many pictures will take, from one guided step that is taken now."""
+    def expect(self, pipeline, images: int) -> str:
+        """A sentence on how long sampling takes here, from one guided step that is timed now.
+
+        Args:
+            pipeline: a pipeline of this package.
+            images: how many images the chapter samples.
+        """
         size, step = pipeline.image_size, seconds_per_step(pipeline)
         one = STEPS * step
         return (
-            f"profile {self.name}, {size} x {size} pixels: on this {pipeline.device.type} a guided "
-            f"step takes {step:.2g} s, a picture of {STEPS} steps {one:.2g} s, "
-            f"the {pictures} or so of this chapter {pictures * one:.2g} s"
+            f"model {self.model}, {size} x {size} pixels: on this {pipeline.device.type} a guided "
+            f"step takes {step:.2g} s, an image of {STEPS} steps {one:.2g} s, "
+            f"the {images} or so of this chapter {images * one:.2g} s"
         )
 
 
-def start(name: str | None = None) -> Profile:
-    """The profile of that name, else the one in SPATEXT_PROFILE, else "pocket"; libraries are told
-    to be quiet, so call it before importing them.
+def start(model: str | None = None) -> Profile:
+    """The profile of a notebook. Call it before importing the libraries: it makes them quiet.
 
-    name: "pocket", "classroom", or a model folder of the same layout.
-    Raises FileNotFoundError where the profile's model is not there.
+    Args:
+        model: "pocket"; "sd15", the classroom's Stable Diffusion in ./models; or the folder of a
+            model. If not given, the one that SPATEXT_PROFILE names, or else "pocket".
+
+    Raises:
+        FileNotFoundError: there is no such model.
     """
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DIFFUSERS_VERBOSITY": "error"}
-    name = name or os.environ.get("SPATEXT_PROFILE") or "pocket"
-    model = PROFILES.get(name, name)
-    try:
-        zoo.folder(model)
-    except FileNotFoundError as error:
-        known = ", ".join(PROFILES)
-        raise FileNotFoundError(f"profile is {name!r}; there are {known}. Its {error}") from None
-    return Profile(name, model)
+    model = model or os.environ.get("SPATEXT_PROFILE") or "pocket"
+    zoo.folder(model)
+    return Profile(model)
 
 
 def seconds_per_step(pipeline) -> float:
-    """Of the second step of a picture, for the first one pays for what is only done once."""
-    film = pipeline.stream(Scene("a house"), num_inference_steps=STEPS)
-    next(film)
+    """Seconds of an image's second denoising step; the first one includes what is done once."""
+    steps = pipeline.stream(Scene("a house"), num_inference_steps=STEPS)
+    next(steps)
     begin = time.perf_counter()
-    next(film)
+    next(steps)
     return time.perf_counter() - begin

@@ -225,7 +225,7 @@ def test_sample_writes_the_pipelines_image(scene_file, tmp_path):
 
     out = tmp_path / "new" / "p.png"
     argv = ["sample", "--method", "spatext", "--scene", str(scene_file), "--out", str(out)]
-    argv += "--seed 3 --num-inference-steps 2 --region-guidance-scale 2.5".split()
+    argv += ["--seed", "3", "--num-inference-steps", "2", "--region-guidance-scale", "2.5"]
     assert cli.main(argv) == 0
     pipeline = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
     settings = {"seed": 3, "num_inference_steps": 2, "region_guidance_scale": 2.5}
