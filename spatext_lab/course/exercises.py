@@ -26,12 +26,16 @@ FOLDED = " The solution is folded away under it."  # true in the source alone
 
 
 def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> NotebookNode:
-    """The student's copy of a notebook, with blanks, or the one with the solutions; no outputs.
+    """A copy of a notebook without outputs, with blanks for students or with the solutions.
 
-    name: of the notebook; the exercises are called after it. The one given is left as it was.
+    Args:
+        notebook: the source, which is not changed.
+        kind: "student" or "solution".
+        name: of the notebook; its exercises are named after it.
 
-    Raises ValueError, naming the cell, for an exercise without a solution, or the other way round,
-    and where the solution does not assert the check that ends the exercise.
+    Raises:
+        ValueError: naming the cell, for an exercise without a solution or a solution without an
+            exercise, and for a solution that does not assert the check that ends the exercise.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
@@ -55,7 +59,7 @@ def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> Note
 def _exercise(
     exercise: NotebookNode, solution: NotebookNode, kind: str, name: str
 ) -> list[NotebookNode]:
-    """The answer cell and the test cell."""
+    """The answer cell and the test cell of an exercise."""
     blank, check = _split(exercise.source, name)
     test, lines = f"assert {check.removesuffix(';')}", solution.source.splitlines()
     if lines.count(test) != 1:
@@ -73,7 +77,7 @@ def _exercise(
 
 
 def _split(source: str, name: str) -> tuple[str, str]:
-    """What stands before the last line, and the last line."""
+    """The source without its last line, and the last line, which is the check."""
     body, _, last = source.rstrip().rpartition("\n")
     if "check" not in last:
         raise ValueError(f"{name}: the last line is no check but {last!r}")
@@ -101,7 +105,7 @@ def _is(cell: NotebookNode, tag: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes OUT/student/*.ipynb and OUT/solution/*.ipynb."""
+    """Writes OUT/student/*.ipynb and OUT/solution/*.ipynb; `arguments` are the command line's."""
     parser = argparse.ArgumentParser(description="student and solution copies of notebooks")
     parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     parser.add_argument("--out", type=Path, default=Path("outputs/notebooks"), metavar="FOLDER")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket autoencoder: 64 x 64 x 3 pictures to 16 x 16 latents of unit variance and back."""
+"""The pocket autoencoder: 64 x 64 x 3 images to 16 x 16 x 4 latents of unit variance and back."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from spatext_lab.training.cache import pocket_images
 from spatext_lab.training.job import Job, save_half
-from spatext_lab.training.loop import Plan
+from spatext_lab.training.plan import Plan
 
 BATCH = 8
 LATENT_CHANNELS = 4
-LATENT_NOISE = 0.05  # the decoder must forgive the small errors that a sampler leaves
+LATENT_NOISE = 0.05  # makes the decoder robust to the small errors of a sampler
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """Few layers at full resolution, where they are dear, most at 16 x 16."""
+    """An autoencoder with random weights, most of its layers at 16 x 16, where they cost least."""
     width = 32  # AutoencoderTiny needs the same width everywhere
     return AutoencoderTiny(
         encoder_block_out_channels=(width,) * 3,
@@ -30,12 +30,12 @@ def new_autoencoder() -> AutoencoderTiny:
 
 
 def moment_penalty(z: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """How far each latent channel is from mean 0 and variance 1; diffusion starts from N(0, 1)."""
+    """Squared distance of each latent channel's mean and variance from those of N(0, 1)."""
     return z.mean((0, 2, 3)).square().mean() + (z.var((0, 2, 3)) - 1).square().mean()
 
 
 def make(plan: Plan, device: str) -> Job:
-    """Squared error, since the aim is PSNR, with noise on the latents."""
+    """The squared error of reconstructions (the aim is PSNR) from latents with a little noise."""
     torch.manual_seed(plan.seed)
     vae = new_autoencoder().to(memory_format=torch.channels_last)
 

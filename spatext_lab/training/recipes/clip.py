@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket CLIP: pictures, close-ups and black-background crops against their texts."""
+"""The pocket CLIP: images, close-ups and black-background crops against their texts."""
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from spatext_lab.datasets.pocket import PocketItem, Segment, pocket_item
 from spatext_lab.images import to_tensor
 from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training.job import Job, save_half
-from spatext_lab.training.loop import Plan
+from spatext_lab.training.plan import Plan
 
-SCENES = 48  # scenes a step; their segments, each combination once, and WHOLE whole pictures
+SCENES = 48  # per step; their segments, each combination once, and WHOLE whole images
 WHOLE = 16
-CONTEXT = 32  # tokens; only the longest captions of four things are cut
+CONTEXT = 32  # tokens; only the longest captions of four objects are truncated
 # CLIP, arXiv 2103.00020, section 2.5: the learned temperature ends at its limit, 1/100. Fixed there
 # from the start, as a learned one would not get so far in a pocket CLIP's few steps; so sharp a
 # temperature keeps the two clouds apart, which is the gap that a prior has to bridge.
@@ -45,7 +45,7 @@ def new_clip() -> Clip:
 
 
 def close_up(image: Tensor, mask: Tensor, size: int) -> Tensor:
-    """The segment's crop with its surroundings left in."""
+    """The segment's crop (3, size, size) with its surroundings kept."""
     rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
     window = torch.zeros_like(mask)
     window[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
@@ -53,9 +53,9 @@ def close_up(image: Tensor, mask: Tensor, size: int) -> Tensor:
 
 
 def distinct(items: list[PocketItem]) -> list[tuple[int, Segment]]:
-    """Every segment whose (label, colour, pattern) has not come before, with its scene's number.
+    """The first segment of each (label, colour, pattern), with its scene's number.
 
-    Contrastive learning takes every other text of the batch as wrong, so none may be right.
+    Contrastive learning treats every other text of the batch as wrong, so none may be right.
     """
     first = {}
     for i, item in enumerate(items):
@@ -67,7 +67,7 @@ def distinct(items: list[PocketItem]) -> list[tuple[int, Segment]]:
 def batch(
     step: int, generator: torch.Generator, size: int
 ) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
-    """Pictures in [0, 1] and their texts: crops (four in five black outside) and whole pictures."""
+    """Images in [0, 1] and their texts: crops (four in five black outside) and whole images."""
     items = [pocket_item("train", i) for i in range(step * SCENES, (step + 1) * SCENES)]
     images = to_tensor(np.stack([item.image for item in items])) / 2 + 0.5
     crops, texts = [], []
@@ -92,7 +92,7 @@ class _Pairs(torch.nn.Module):
 
 
 def make(plan: Plan, device: str) -> Job:
-    """open_clip's contrastive loss on pairs of a crop (or picture) and its text."""
+    """open_clip's contrastive loss on pairs of a crop (or a whole image) and its text."""
     torch.manual_seed(plan.seed)
     clip = new_clip()
     loss = ClipLoss()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A better decoder for the autoencoder: sharper pictures from the same latents.
+"""A better decoder for the autoencoder: sharper images from the same latents.
 
-The encoder stays as it is, so a U-Net that was trained on its latents need not learn again, and
-can be trained meanwhile. Stable Diffusion's autoencoder was refined in the same way.
+The encoder is frozen, so a U-Net that was trained on its latents remains valid, and can be trained
+at the same time. Stable Diffusion's autoencoder was refined in the same way.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ from spatext_lab.datasets.pocket.paintskills import SKILLS, SPLITS, skill_item
 from spatext_lab.images import to_tensor
 from spatext_lab.training.cache import pocket_images
 from spatext_lab.training.job import Job, save_half
-from spatext_lab.training.loop import Plan
+from spatext_lab.training.plan import Plan
 
-WIDTH = 64  # channels; the autoencoder's first decoder has half of them, and blurs small things
-SCENES = 4  # of a batch; and a picture of each of PaintSkills' skills, where small things abound
-FIRST = 200_000  # scenes that the autoencoder has not seen yet
-LATENT_NOISE = 0.05  # the decoder must forgive the small errors that a sampler leaves
+WIDTH = 64  # channels; the autoencoder's first decoder has half of them, and blurs small objects
+SCENES = 4  # of a batch; and an image of each of PaintSkills' skills, which has small objects
+FIRST = 200_000  # scenes that the autoencoder was not trained on
+LATENT_NOISE = 0.05  # makes the decoder robust to the small errors of a sampler
 
 
 def make(plan: Plan, device: str) -> Job:
-    """Squared error of decoded latents; the encoder is frozen."""
+    """The squared error of decoded latents; the encoder is frozen."""
     torch.manual_seed(plan.seed)
     old = AutoencoderTiny.from_pretrained(
         zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
@@ -50,21 +50,27 @@ def make(plan: Plan, device: str) -> Job:
 
 
 def batch(step: int) -> Float[Tensor, "b 3 h w"]:
-    """The pictures of a step, in [-1, 1]: scenes that are new, and one of every skill."""
+    """The images of a step, in [-1, 1]: new scenes, and one image of every skill."""
     first = FIRST + step * SCENES
     skills = [skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS]
     small = to_tensor(np.stack([item.image for item in skills]))
     return torch.cat([pocket_images("train", range(first, first + SCENES)), small])
 
 
+# Net2Net (Chen et al., arXiv 1511.05641) widens a trained network without changing its function.
 @torch.no_grad()
 def widened(vae: AutoencoderTiny, width: int) -> AutoencoderTiny:
-    """The same autoencoder with a decoder of `width` channels that gives the same pictures.
+    """The autoencoder with a decoder of more channels that decodes to the same images.
 
-    Old channels keep their weights and do not listen to the new ones yet, whose own weights are
-    drawn (Net2Net's idea, arXiv 1511.05641). A decoder of that width comes back as it is.
+    The old channels keep their weights and ignore the new ones at first, whose own weights are
+    random.
 
-    Raises ValueError for a width below the decoder's.
+    Args:
+        vae: the autoencoder, whose encoder is kept.
+        width: channels of the new decoder; with the old one's width, `vae` itself is returned.
+
+    Raises:
+        ValueError: a width below the decoder's.
     """
     now = vae.config.decoder_block_out_channels
     if width == now[0]:
@@ -72,7 +78,7 @@ def widened(vae: AutoencoderTiny, width: int) -> AutoencoderTiny:
     if width < now[0]:
         raise ValueError(f"width is {width}; the decoder has {now[0]} channels already")
     config = dict(vae.config) | {"decoder_block_out_channels": (width,) * len(now)}
-    del config["block_out_channels"]  # it derives this one, and complains where it is given
+    del config["block_out_channels"]  # diffusers derives it, and warns about it
     wide = AutoencoderTiny.from_config(config)
     wide.encoder.load_state_dict(vae.encoder.state_dict())
     old = dict(vae.decoder.named_parameters())

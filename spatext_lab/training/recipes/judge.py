@@ -12,13 +12,13 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
 from spatext_lab.images import to_tensor
 from spatext_lab.training.job import Job
-from spatext_lab.training.loop import Plan
+from spatext_lab.training.plan import Plan
 
 BATCH = 8
 
 
 def new_judge() -> Judge:
-    """A U-Net on pictures folded 2 x 2 into channels: full resolution in and out, at less cost."""
+    """A U-Net on images folded 2 x 2 into channels: full resolution in and out, at less cost."""
     channels = (32, 48, 64)
     return Judge(
         UNet2DModel(
@@ -35,7 +35,7 @@ def new_judge() -> Judge:
 
 
 def soften(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Tensor:
-    """True renders, some a little blurred and noisy, as decoded pictures are."""
+    """True renders, some a little blurred and noisy, as decoded images are."""
     b = len(images)
     blur = 0.8 * torch.rand(b, 1, 1, 1, generator=generator)
     noise = 0.08 * torch.rand(b, 1, 1, 1, generator=generator)
