@@ -131,24 +131,20 @@ def sample(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Prints a method's scores as JSON."""
-    if args.skills and args.protocol:
+    asked = given(args)
+    if args.skills and "protocol" in asked:
         raise ValueError(f"--protocol is {args.protocol}; --skills has its own, leave it out")
     if args.prompts and not args.skills:
         raise ValueError(f"--prompts is {args.prompts}; it is read with --skills alone")
     _check_file(args.json)
-    asked = {"seed": args.seed, "model": args.model}
     if args.skills:
-        from spatext_lab.evaluation.skills import evaluate_skills
+        from spatext_lab.evaluation.skills import evaluate_skills as evaluated
 
-        names = {"prompts": args.scenes, "published": args.prompts}
-        evaluated = evaluate_skills
+        asked = {"prompts" if name == "scenes" else name: v for name, v in asked.items()}
+        asked["published"] = args.prompts
     else:
-        from spatext_lab.evaluation import report
-
-        names = {"scenes": args.scenes, "protocol": args.protocol}
-        evaluated = report.evaluate
-    asked |= {name: value for name, value in names.items() if value is not None}
-    text = json.dumps(evaluated(args.method, **asked), indent=2)
+        from spatext_lab.evaluation.report import evaluate as evaluated
+    text = json.dumps(evaluated(**asked), indent=2)
     print(text)
     if args.json:
         _write(args.json, f"{text}\n", quiet=True)
@@ -162,7 +158,7 @@ def ablation(args: argparse.Namespace) -> int:
     else:
         from spatext_lab.evaluation import spatext_tables as tables
 
-    tables.run(args.out, scenes=args.scenes, model=args.model, variants=args.variants)
+    tables.run(**given(args))
     return 0
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,30 +170,25 @@ def _add_evaluate(to: Any) -> None:
     what = "measure a method on scenes that no training used"
     example = "evaluate --method spatext --scenes 64 --json scores.json"
     command = _command(to, commands.evaluate, "evaluate", what, example)
-    methods = names("spatext_lab.evaluation.methods", "METHODS")
+    found = _of("spatext_lab.evaluation.report", "evaluate", "method protocol scenes seed model")
+    for name in ("method", "protocol"):
+        module = "spatext_lab.evaluation." + ("methods" if name == "method" else "report")
+        found[name] = replace(found[name], choices=names(module, f"{name.upper()}S"))
+    _add_flags(command, found)
     add = command.add_argument
-    add("--method", required=True, choices=methods, metavar="METHOD", help=", ".join(methods))
-    protocols = names("spatext_lab.evaluation.report", "PROTOCOLS")
-    add("--protocol", choices=protocols, help="what is asked for (the method's own)")
-    add("--scenes", type=_count, metavar="N", help="or prompts of each skill (512)")
-    add("--seed", type=_seed, default=0, metavar="N", help="of the images (0)")
     add("--skills", action="store_true", help="PaintSkills: object, count, colour, spatial")
     prompts = "with --skills: published prompts, ROOT/count/scenes/count_val.json"
     add("--prompts", type=Path, metavar="FILE", help=prompts)
     add("--json", type=Path, metavar="FILE", help="also write the scores here")
-    _add_model(add)
 
 
 def _add_ablation(to: Any) -> None:
     what = "a method's tables: what each part of it contributes, and what it cannot do"
     example = "ablation --method reco --out outputs/ablation --variants outputs/train"
-    add = _command(to, commands.ablation, "ablation", what, example).add_argument
-    add("--method", choices=("spatext", "reco"), default="spatext", help="(spatext)")
-    add("--out", type=Path, required=True, metavar="DIR", help="for Markdown, JSON and a figure")
-    add("--scenes", type=_count, default=512, metavar="N", help="of the first table (512)")
-    variants = "has spatext-binary, reco-words ... (without it, their rows are left out)"
-    add("--variants", type=Path, metavar="DIR", help=variants)
-    _add_model(add)
+    command = _command(to, commands.ablation, "ablation", what, example)
+    methods = {"choices": ("spatext", "reco"), "default": "spatext", "help": "(spatext)"}
+    command.add_argument("--method", **methods)
+    _add_flags(command, options("spatext_lab.evaluation.spatext_tables", "run"))
 
 
 def _add_tour(to: Any) -> None:

@@ -67,7 +67,15 @@ INIT_COLUMNS = {"loss of 200 steps": "loss_200", "AP": "ap", "AP50": "ap50", "st
 
 
 def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
-    """Writes all tables as Markdown and JSON into `out`; rows without a model are left out."""
+    """Writes all tables as Markdown and JSON into `out`; rows without a model are left out.
+
+    Args:
+        out: a folder, for Markdown, JSON and a figure.
+        scenes: of the first table.
+        model: "pocket", or a folder with its layout.
+        variants: a folder that holds spatext-binary, reco-words and their likes; without it their
+            rows are left out.
+    """
     names, rows = zip(*layouts(scenes, model, variants), strict=True)
     write(out, "layouts", rows, names, LAYOUT_COLUMNS)
     prompts = min(scenes, *(SPLITS[skill]["val"] for skill in SKILLS))

@@ -58,25 +58,33 @@ def evaluate(
     masks: Callable[[np.ndarray], np.ndarray] | None = None,
     protocol: str | None = None,
 ) -> dict:
-    """Scores of `method` on `scenes` unseen pocket scenes, one picture each.
+    """The scores of a method on unseen pocket scenes, one image each.
 
-    method: a name in METHODS.
-    model: "pocket", a folder with its layout, or the folder of the one model that is measured. What
-        measures, the judge and CLIP, is always the shipped one.
-    settings: sampling settings in place of the method's own.
-    masks: what becomes of the masks before the method sees them, see `masks.py`; None for nothing.
-    protocol: "segments", SpaText's: 1 to 3 segments by their masks; "boxes", ReCo's: all things by
-        their boxes; None for the method's own.
+    Args:
+        method: a name in METHODS.
+        scenes: how many, the first ones of the split.
+        seed: of the first image and of the choice of segments.
+        model: "pocket", a folder with its layout, or the folder of the one pipeline that is
+            measured. The judge and CLIP, which measure, are always the shipped ones.
+        split: "test", or another split of the pocket world.
+        settings: sampling settings in place of the method's own.
+        masks: a function that corrupts the masks before the method uses them, see
+            `corrupted_masks`.
+        protocol: "segments", SpaText's: 1 to 3 segments by their masks; "boxes", ReCo's: all
+            objects by their boxes; the method's own if not given.
 
-    Returns, by segments, method, scenes, seed, local_iou, region_accuracy, region_accuracy_seen,
-    region_accuracy_heldout (all in [0, 1], means over regions), global_distance, local_distance
-    (in [0, 2]), frechet_distance; by boxes what `layouts.layout_scores` gives. And always passes
-    (of the network, a step), seconds_per_picture (one at a time), settings, threads, protocol, and
-    95 % intervals. Seen and held-out are about things; stuff
-    counts in region_accuracy alone. The autoencoder's report also has psnr (the mean of the
-    pictures' values) and psnr_pooled (of the mean squared error over all pictures) in dB.
-    Raises ValueError for an unknown method or protocol, scenes < 1, and masks where there are only
-    boxes; and what reading the model raises.
+    Returns:
+        By segments: local_iou, region_accuracy, region_accuracy_seen, region_accuracy_heldout (in
+        [0, 1], means over regions; seen and held-out are about objects, stuff counts in
+        region_accuracy alone), global_distance, local_distance (in [0, 2]), frechet_distance. By
+        boxes: what `boxes.layout_scores` returns. Always: method, protocol, scenes, seed, split,
+        passes (of the network, per step), seconds_per_picture (one at a time), settings, threads,
+        and 95 % intervals. For the autoencoder also psnr (mean over the images) and psnr_pooled (of
+        the mean squared error over all images), in dB.
+
+    Raises:
+        ValueError: an unknown method or protocol, scenes < 1, masks where there are only boxes; and
+            what reading the model raises.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; there are {', '.join(METHODS)}")

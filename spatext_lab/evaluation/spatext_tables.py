@@ -74,7 +74,15 @@ def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[d
 
 
 def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
-    """Writes both tables as Markdown and JSON, and the second one's figure, into `out`."""
+    """Writes both tables as Markdown and JSON, and the second one's figure, into `out`.
+
+    Args:
+        out: a folder, for Markdown, JSON and a figure.
+        scenes: of the first table.
+        model: "pocket", or a folder with its layout.
+        variants: a folder that holds spatext-binary, reco-words and their likes; without it their
+            rows are left out.
+    """
     rows = ablation(scenes, model, variants)
     write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows], COLUMNS)
     rows = tolerance(min(scenes, 128), model)

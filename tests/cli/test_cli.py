@@ -272,20 +272,16 @@ def test_data_coco_where_nothing_passes_is_exit_1(tmp_path, capsys):
     assert "no photo passes" in capsys.readouterr().err
 
 
-def test_scores_are_printed_and_written(monkeypatch, tmp_path, capsys):
-    scores = {"method": "true", "scenes": 3, "seed": 7, "local_iou": 1.0}
-    asked = []
-
-    def evaluate(method, **given):
-        asked.append((method, given))
-        return scores
-
-    monkeypatch.setattr("spatext_lab.evaluation.report.evaluate", evaluate)
+def test_scores_are_printed_and_written(tmp_path, capsys):
     out = tmp_path / "scores.json"
     argv = ["evaluate", "--method", "true", "--scenes", "3", "--seed", "7", "--json", str(out)]
     assert cli.main(argv) == 0
-    assert asked == [("true", {"scenes": 3, "seed": 7, "model": "pocket"})]
-    assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out) == scores
+    scores = json.loads(out.read_text())
+    assert scores == json.loads(capsys.readouterr().out)
+    assert (scores["method"], scores["scenes"], scores["seed"]) == ("true", 3, 7)
+    assert scores["region_accuracy"] > 0.5
+    assert typed("evaluate --method true --skills --scenes 2") == 0
+    assert json.loads(capsys.readouterr().out)["prompts"] == 2
 
 
 # --- words that cannot be printed, readers that leave ---------------------------------------------
