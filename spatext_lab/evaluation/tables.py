@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spatext_lab.scene import files
+
 
 def markdown(rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]) -> str:
     """A table in Markdown: a row for each report, with 95 % intervals in brackets.
@@ -22,9 +24,8 @@ def write(
     out: Path, name: str, rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]
 ) -> None:
     """Writes `name`.json and `name`.md into the folder `out`, and says where."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(markdown(rows, names, columns), encoding="utf-8")
+    files.write(out / f"{name}.json", json.dumps(list(rows), indent=2) + "\n")
+    files.write(out / f"{name}.md", markdown(rows, names, columns))
     print(out / f"{name}.md")
 
 

@@ -162,11 +162,11 @@ def _write_model(out: Path, job: Job, facts: dict) -> None:
             job.save(beside)
         except SafetensorError as error:
             raise OSError(f"{out} cannot be written: {error}") from None
-        (beside / CARD).write_text(json.dumps(facts, indent=2) + "\n")
+        files.write(beside / CARD, json.dumps(facts, indent=2) + "\n")
         zoo.seal(beside)
         if out.is_dir():
             _keep_additions(out, beside)
-        (beside / README).write_text(card(facts, sorted(beside.glob("*.md"))))
+        files.write(beside / README, card(facts, sorted(beside.glob("*.md"))))
 
 
 def _keep_additions(old: Path, new: Path) -> None:
@@ -229,7 +229,8 @@ def card(facts: dict, tables: list[Path]) -> str:
     ]
     for table in tables:
         if table.name != README:
-            lines += ["", f"## {table.stem.capitalize()}", "", table.read_text().rstrip()]
+            text = table.read_text(encoding="utf-8").rstrip()
+            lines += ["", f"## {table.stem.capitalize()}", "", text]
     return "\n".join(lines) + "\n"
 
 
