@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the picture what was asked for? A judge that looks, metrics that count, reports that tell."""
+"""Does an image follow its scene? A judge, metrics, and the reports and tables made of them."""

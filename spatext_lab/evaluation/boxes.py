@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a picture keeps to a layout of boxes: the judge as a detector, and the papers' metrics.
+"""How well an image follows a layout of boxes: the judge as a detector, and the papers' metrics.
 
-A detection is a connected patch of one kind of thing. As with any detector, what it finds has a
-score: the judge's mean probability of the kind over the patch. Equal things that touch are one
-patch to it; how much that costs, the report on true pictures says.
+A detection is a connected segment of one kind of object. Its score is the judge's mean probability
+of the kind over the segment. Equal objects that touch are one segment to it; the report on true
+images shows what that costs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ from spatext_lab.scene import Scene
 from spatext_lab.scene.places import Box, tight_box
 from spatext_lab.scene.scene import box_at
 
-LEAST_PIXELS = 12  # a smaller patch is a speck, not a thing; the world's smallest things have 20
-LEAST_SHARE = 0.1  # of a box that a thing must fill to be what is in it; a thin moon fills 0.3
+LEAST_PIXELS = 12  # of a segment; the smallest objects of the pocket world have 20
+LEAST_SHARE = 0.1  # the least fraction of a box that its object fills; a thin moon fills 0.3
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing that was found in a picture."""
+    """One object found in an image."""
 
     label: str  # one of KINDS
     colour: str | None  # one of COLOURS: of most of its pixels that have a colour
@@ -40,9 +40,9 @@ class Detection:
 
 @torch.no_grad()
 def detections(images: Sequence[Image.Image], judge: Judge) -> list[list[Detection]]:
-    """The things in each picture (64 x 64 RGB), the surest first."""
-    pictures = to_tensor(np.stack([np.asarray(image) for image in images]))
-    kinds, colours = judge.logits(pictures)
+    """The objects in each image (64 x 64 RGB), in order of falling score."""
+    pixels = to_tensor(np.stack([np.asarray(image) for image in images]))
+    kinds, colours = judge.logits(pixels)
     sure = kinds.softmax(1)
     seen = zip(kinds.argmax(1).numpy(), colours.argmax(1).numpy(), sure.numpy(), strict=True)
     return [found_in(*maps) for maps in seen]
@@ -51,10 +51,10 @@ def detections(images: Sequence[Image.Image], judge: Judge) -> list[list[Detecti
 def found_in(
     kinds: Int[np.ndarray, "h w"], colours: Int[np.ndarray, "h w"], sure: Float[np.ndarray, "l h w"]
 ) -> list[Detection]:
-    """The things of one picture, by what the judge sees at each pixel and how sure it is."""
+    """The objects of one image, from the judge's labels and probabilities at each pixel."""
     found = []
     for label in np.unique(kinds[kinds < len(KINDS)]):
-        # grown by a pixel, so that a boat's sail and its hull, a line of mast apart, are one boat
+        # dilated by one pixel, so that a boat's sail and hull, separated by its mast, are one boat
         patches, count = ndimage.label(ndimage.binary_dilation(kinds == label))
         for number in range(1, count + 1):
             patch = (patches == number) & (kinds == label)
@@ -75,8 +75,12 @@ def box_ap(
 ) -> dict[str, float]:
     """COCO's average precision of the boxes found against those asked for, by torchmetrics.
 
-    asked: (kind, box) of every thing of each picture. Returns ap (mean over IoU 0.50 to 0.95) and
-    ap50, both in [0, 1], means over the kinds.
+    Args:
+        found: the detections of each image.
+        asked: (kind, box) of every object of each image.
+
+    Returns:
+        ap (mean over IoU 0.50 to 0.95) and ap50, both in [0, 1], means over the kinds.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
@@ -100,7 +104,7 @@ def box_ap(
 def anything(
     found: Sequence[Sequence[Detection]], asked: Sequence[Sequence[tuple[str, Box]]]
 ) -> tuple[list[list[Detection]], list[list[tuple[str, Box]]]]:
-    """The same with one kind for all things, so that `box_ap` asks for their places alone."""
+    """Merges all kinds into one, so that `box_ap` measures location only."""
     one = KINDS[0]
     drawn = [[replace(thing, label=one) for thing in row] for row in found]
     return drawn, [[(one, box) for _, box in row] for row in asked]
@@ -114,10 +118,17 @@ def box_correct(
     label: int,
     colour: int | None,
 ) -> bool:
-    """Whether the thing that fills most of a box is of the kind asked for, and in its colour.
+    """Whether the object that fills most of a box is of the kind asked for, and in its colour.
 
-    Backdrop does not count, since a box is never filled to its corners; but the thing must cover
-    LEAST_SHARE of the box. colour: number of the colour (1 ...), None where any will do.
+    The backdrop does not count, because no object fills a box to its corners; but the object must
+    cover at least LEAST_SHARE of the box.
+
+    Args:
+        kinds: the judge's label map (index into LABELS).
+        colours: the judge's colour map.
+        box: normalised xyxy.
+        label: index into LABELS.
+        colour: number of the colour (1 ...); None where any will do.
     """
     inside = box_at(box, *kinds.shape)
     things = kinds[inside & (kinds < len(KINDS))]
@@ -132,8 +143,8 @@ def box_correct(
     return len(coloured) > 0 and bool(np.bincount(coloured).argmax() == colour)
 
 
-# SceneFID: the Frechet distance between crops of drawn and of true things (ReCo, section 4). Here
-# between CLIP's vectors, as for whole pictures; no Inception network is at hand offline.
+# SceneFID: the Fréchet distance between crops of generated and of true objects (ReCo, section 4).
+# Here between CLIP's embeddings, as for whole images; no Inception network is at hand offline.
 @torch.no_grad()
 def scene_distance(
     drawn: Sequence[Image.Image],
@@ -141,7 +152,7 @@ def scene_distance(
     scenes: Sequence[Scene],
     clip: Clip,
 ) -> float:
-    """Frechet distance between CLIP's vectors of the boxes' contents in drawn and true pictures."""
+    """Fréchet distance between CLIP's embeddings of the boxes' contents, generated against true."""
     clouds = []
     for images in (drawn, true):
         crops = [
@@ -164,13 +175,13 @@ def _crops(image: Image.Image, scene: Scene) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class LayoutTask:
-    """One evaluation scene of the box protocol: all things of an unseen picture, as boxes."""
+    """One evaluation scene of the box protocol: all objects of an unseen image, as boxes."""
 
     item: PocketItem
 
     @property
     def scene(self) -> Scene:
-        """What the method is given."""
+        """The scene that the method is conditioned on."""
         return self.item.layout
 
     @property
@@ -180,18 +191,19 @@ class LayoutTask:
 
 
 def layout_tasks(count: int, seed: int = 0, split: str = "test") -> Iterator[LayoutTask]:
-    """The first `count` scenes of a split. (`seed` draws nothing here; all things are given.)"""
+    """The first `count` scenes of a split; `seed` has no effect here."""
     return (LayoutTask(pocket_item(split, index)) for index in range(count))
 
 
 def layout_scores(
     todo: Sequence[LayoutTask], images: Sequence[Image.Image], judge: Judge, clip: Clip
 ) -> dict:
-    """The metrics of pictures against layouts: ReCo's table 1, with our judge and our CLIP.
+    """The metrics of images against layouts: ReCo's table 1, with our judge and our CLIP.
 
-    Returns regions, region_accuracy and the same for seen and held-out combinations, each with a
-    95 % interval by scene; ap, ap50; ap50_place, where a box counts whatever kind of thing is in
-    it; frechet_distance of pictures, scene_distance of their things.
+    Returns:
+        regions, region_accuracy and the same for seen and held-out combinations, each with a 95 %
+        interval by scene; ap, ap50; ap50_place, where a box counts whatever kind of object is in
+        it; frechet_distance of images, scene_distance of their objects.
     """
     scene, correct, held = (np.array(c) for c in zip(*_rows(todo, images, judge), strict=True))
     report = {"regions": len(correct)}
@@ -209,7 +221,7 @@ def layout_scores(
     found = detections(images, judge)
     report |= box_ap(found, asked)
     report["ap50_place"] = box_ap(*anything(found, asked))["ap50"]
-    if len(todo) > 1:  # one picture has no covariance
+    if len(todo) > 1:  # one image has no covariance
         report |= _distances(todo, images, clip)
     return report
 

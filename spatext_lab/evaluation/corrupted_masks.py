@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worse masks: what becomes of a picture when the painter was not exact."""
+"""Mask corruptions for the robustness table: what an inexact mask costs."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ Mask = Bool[np.ndarray, "h w"]
 
 
 def eroded(mask: Mask, pixels: int) -> Mask:
-    """The mask without its rim; where nothing would be left, its deepest pixel."""
+    """The mask eroded by `pixels`; where nothing would be left, its innermost pixel."""
     depth = ndimage.distance_transform_edt(mask)
     return depth > min(pixels, depth.max() - 1e-6)
 
 
 def dilated(mask: Mask, pixels: int) -> Mask:
-    """The mask with a rim around it."""
+    """The mask dilated by `pixels`."""
     return ndimage.distance_transform_edt(~mask) <= pixels
 
 
@@ -29,7 +29,7 @@ def boxed(mask: Mask) -> Mask:
 
 
 def blob(mask: Mask) -> Mask:
-    """An ellipse with the mask's centre, extent, direction and area, as a hasty hand paints it."""
+    """An ellipse with the mask's centre, covariance and area, as a quick sketch would have."""
     points = np.argwhere(mask).astype(float)
     centre = points.mean(0)
     spread = np.cov(points.T) + np.eye(2) / 12  # a pixel is a square, not a point

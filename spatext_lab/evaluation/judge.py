@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket judge: what is to be seen at every pixel of a pocket picture.
+"""The pocket judge: a segmenter that predicts kind and colour at every pixel of a pocket image.
 
-It plays the part of the off-the-shelf segmenter in the papers' metrics. It has its own error
-rate, which every report states beside the scores, and it is used for nothing but measuring.
+It takes the part of the off-the-shelf segmenter in the papers' metrics. Its own error rate stands
+in every report beside the scores, and it is used for nothing but measuring.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ FOLD = 2  # pixels folded into channels, per side: a U-Net at half resolution se
 
 
 class Judge:
-    """A small U-Net as a segmenter with two answers per pixel: the label and the colour."""
+    """A small U-Net as a segmenter with two outputs per pixel: the label and the colour."""
 
     def __init__(self, unet: UNet2DModel) -> None:
         self.unet = unet
@@ -38,9 +38,9 @@ class Judge:
     def logits(
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b kinds h w"], Float[Tensor, "b colours h w"]]:
-        """Scores of every label and of every colour at every pixel; pictures in [-1, 1]."""
+        """Logits of every label and of every colour at every pixel; images in [-1, 1]."""
         folded = rearrange(images, "b c (h p) (w q) -> b (c p q) h w", p=FOLD, q=FOLD)
-        time = torch.zeros(len(images), device=images.device)  # the U-Net's clock is not used
+        time = torch.zeros(len(images), device=images.device)  # the U-Net's timestep is not used
         out = self.unet(folded, time).sample
         both = rearrange(out, "b (c p q) h w -> b c (h p) (w q)", p=FOLD, q=FOLD)
         return both[:, :KIND_CLASSES], both[:, KIND_CLASSES:]

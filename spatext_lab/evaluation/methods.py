@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be measured: a name for each way to turn a scene into a picture."""
+"""What can be measured: a name for each way to turn a scene into an image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,15 +26,15 @@ from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation scene: some segments of an unseen picture, with a caption of the whole."""
+    """One evaluation scene: some segments of an unseen image, with its caption."""
 
     item: PocketItem
     segments: tuple[Segment, ...]
-    masks: tuple[np.ndarray, ...]  # the segments' own, or worse ones that a method is to bear
+    masks: tuple[np.ndarray, ...]  # the segments' own, or corrupted ones for the robustness table
 
     @property
     def scene(self) -> Scene:
-        """What the method is given."""
+        """The scene that the method is conditioned on."""
         pairs = zip(self.segments, self.masks, strict=True)
         return Scene(self.item.captions[0], [Region(s.text, mask=mask) for s, mask in pairs])
 
@@ -45,7 +45,7 @@ Draw = Callable[[Sequence[Any], int], list[Image.Image]]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to draw: how it is made from a model's folder, and its sampling settings."""
+    """One way to generate images: how it is made from a model's folder, and its settings."""
 
     what: str  # a phrase for tables
     make: Callable[[str, dict[str, Any]], Draw]
@@ -54,15 +54,17 @@ class Method:
 
     @property
     def passes(self) -> int | None:
-        """Passes of the network a step; None where no network samples."""
+        """Network passes per step; None where nothing is sampled."""
         if not self.settings:
             return None
         return 3 if "region_guidance_scale" in self.settings else 2
 
     def drawer(self, model: str, settings: dict[str, Any] | None = None) -> Draw:
-        """A function from tasks and the first one's seed to pictures.
+        """A function from tasks and the first one's seed to images.
 
-        settings: in place of the method's own. Raises what reading the model raises.
+        Args:
+            model: "pocket", or a folder with its layout.
+            settings: sampling settings in place of the method's own.
         """
         return self.make(model, settings or self.settings)
 
@@ -71,7 +73,7 @@ Rewrite = Callable[[Scene], Scene]
 
 
 def _pipeline(kind: type, part: str, rewrite: Rewrite | None = None, **parts: Any) -> Callable:
-    """Draws with a pipeline as everyone uses it.
+    """Samples with a pipeline as everyone uses it.
 
     rewrite: of each scene before the pipeline gets it. parts: in place of the folder's own.
     """
@@ -198,6 +200,6 @@ METHODS = {
     "text": Method(
         "text-to-image without map", _pipeline(TextToImagePipeline, "text-to-image"), JOINT
     ),
-    "autoencoder": Method("the true picture, through the autoencoder", _autoencoder, {}),
-    "true": Method("the true picture", _true, {}),
+    "autoencoder": Method("the true image, through the autoencoder", _autoencoder, {}),
+    "true": Method("the true image", _true, {}),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of region control, as functions of what the judge saw and what was asked for."""
+"""Metrics of region control, as functions of the judge's label maps and of what was asked for."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,16 @@ Mask = Bool[np.ndarray, "h w"]
 def local_iou(
     seen: Labels, masks: Bool[np.ndarray, "k h w"], labels: Sequence[int]
 ) -> Float[np.ndarray, "k"]:
-    """Intersection over union of each region's mask with the segment drawn for it, in [0, 1].
+    """Intersection over union of each region's mask with the segment found for it, in [0, 1].
 
-    The segment is every connected patch of the region's label that touches the mask: a second
-    star elsewhere does not count against this one, a star that spills over its mask does. Regions
-    with equal labels are taken together, since patches that touch cannot be told apart.
+    The segment is the union of all connected patches of the region's label that touch the mask: a
+    second star elsewhere does not count against this one, a star that spills over its mask does.
+    Regions with equal labels share one segment, because patches that touch cannot be separated.
+
+    Args:
+        seen: the judge's label map.
+        masks: one bool mask per region.
+        labels: the label of each region.
     """
     labels = np.asarray(labels)
     scores = np.zeros(len(labels))
@@ -39,11 +44,16 @@ def touching(patches: Mask, mask: Mask) -> Mask:
 def region_correct(
     kinds: Labels, colours: Labels, mask: Mask, label: int, colour: int | None
 ) -> bool:
-    """Whether most of the region is the kind asked for, and most of what has a colour is in its.
+    """Whether most of a region has the kind asked for, and most of its coloured pixels the colour.
 
-    colour: number of the colour (1 ...), None for stuff, whose colour is not asked for. Pixels
-    without a colour (a tree's trunk, a boat's sail are coloured by nature, not by wish) are part
-    of the kind alone.
+    Pixels without a colour (a tree's trunk, a boat's sail) count for the kind only.
+
+    Args:
+        kinds: the judge's label map.
+        colours: the judge's colour map, 0 for no colour.
+        mask: the region's pixels.
+        label: the kind asked for.
+        colour: number of the colour (1 ...); None for stuff, whose colour is not asked for.
     """
     if np.bincount(kinds[mask]).argmax() != label:
         return False
@@ -54,13 +64,13 @@ def region_correct(
 
 
 def psnr(a: Float[np.ndarray, "*any"], b: Float[np.ndarray, "*any"]) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]: 10 log10(1 / mean squared error)."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1]: 10 log10(1 / mean squared error)."""
     return float(10 * np.log10(1 / np.mean(np.square(a - b))))
 
 
 # Heusel et al., arXiv 1706.08500, equation 6: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
-    """Distance of two clouds of vectors, each taken for a Gaussian; 0 for equal ones."""
+    """Distance between two sets of vectors, each modelled as a Gaussian; 0 for equal sets."""
     apart = a.mean(0) - b.mean(0)
     c_a, c_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # the trace of the root is the sum of the roots of the eigenvalues, all real and >= 0
@@ -74,10 +84,14 @@ def bootstrap(
     seed: int = 0,
     draws: int = 1000,
 ) -> tuple[float, float]:
-    """95 % interval of the mean, by drawing whole groups (scenes) again with replacement.
+    """95 % interval of the mean, by resampling whole groups (scenes) with replacement.
 
-    values: one per region; groups: the scene that each belongs to. Regions of one picture fail
-    together, so drawing regions one by one would promise too narrow an interval.
+    Regions of one image fail together, so resampling single regions would give an interval that is
+    too narrow.
+
+    Args:
+        values: one per region.
+        groups: the scene that each region belongs to.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals, counts = np.bincount(group, np.asarray(values, float)), np.bincount(group)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReCo's tables: layouts to pictures, skills, how many bins, how new words begin.
+"""ReCo's tables: layouts, skills, the number of bins, and the initial values of position tokens.
 
 The rows of VARIANTS, BINS and INITS are trained for the tables, all alike, from the shipped model
-whose position tokens are forgotten:
+without its position tokens:
 
     spatext-lab train reco --base data/pocket/reco --relearn --aided --steps 1200 \\
-        --out DIR/reco-NAME, with --variant, --bins or --init as NAME says
+        --out DIR/reco-NAME, with --variant, --bins or --init as in NAME
 """
 
 import json
@@ -27,8 +27,8 @@ ROWS = {
     "reco": "ReCo, as shipped",
     "reco-caption": "ReCo, told the caption alone",
     "text": "text-to-image",
-    "autoencoder": "true pictures, decoded",
-    "true": "true pictures",
+    "autoencoder": "true images, decoded",
+    "true": "true images",
 }
 # (name of the folder, what the row says, method that draws with it)
 VARIANTS = (
@@ -88,7 +88,7 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
 
 
 def layouts(scenes: int, model: str, variants: Path | None) -> Iterator[tuple[str, dict]]:
-    """(what the row says, report) of every row of the first table."""
+    """(label, report) of every row of the first table."""
     for method, what in ROWS.items():
         yield what, _layout_row(method, scenes, model)
     for folder, what, method in VARIANTS:
@@ -97,9 +97,9 @@ def layouts(scenes: int, model: str, variants: Path | None) -> Iterator[tuple[st
 
 
 def bins_row(bins: int, scenes: int, variants: Path | None) -> dict:
-    """What rounding to so many bins does to the boxes of the scenes, and the AP of a model with it.
+    """Rounding error of the scenes' boxes with so many bins, and the AP of a model with them.
 
-    Errors are those of the edges, in pixels of a picture of 64; exact, no model is needed for them.
+    Errors are those of the edges in pixels of a 64 x 64 image; they are exact and need no model.
     """
     boxes = [r.box for task in layout_tasks(scenes) for r in task.scene.regions]
     rounded = [snapped(box, bins) for box in boxes]
@@ -113,7 +113,7 @@ def bins_row(bins: int, scenes: int, variants: Path | None) -> dict:
 
 
 def init_row(init: str, scenes: int, variants: Path | None) -> dict:
-    """The loss of 200 steps after such a beginning, and the AP of a model that went on."""
+    """Loss of a run of 200 steps with these initial values, and AP after the full run."""
     row = {"init": init}
     if (place := _trained(variants, f"reco-init-{init}-200")) is not None:
         row["loss_200"] = json.loads((place / "card.json").read_text())["final_loss"]

@@ -28,13 +28,13 @@ from spatext_lab.evaluation.metrics import (
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor
 
-# SpaText, arXiv 2211.14305, section 4.1: 1 to 3 segments, each at least 5 % of the picture
+# SpaText, arXiv 2211.14305, section 4.1: 1 to 3 segments, each at least 5 % of the image
 COUNT, MIN_AREA = (1, 3), 0.05
 _BATCH = 16
 
 
 def tasks(count: int, seed: int = 0, split: str = "test") -> Iterator[Task]:
-    """The first `count` scenes of a split that have a large enough segment; K drawn from 1-3."""
+    """The first `count` scenes of a split that have a large enough segment; K from 1 to 3."""
     index = made = 0
     while made < count:
         item = pocket_item(split, index)
@@ -118,7 +118,7 @@ def evaluate(
 
 
 def drawn(draw: Draw, todo: Sequence[Any], seed: int, what: str) -> list[Image.Image]:
-    """A picture for each task, the k-th with seed `seed` + k; shows its progress."""
+    """An image for each task, the k-th with seed `seed` + k; shows its progress."""
     images = []
     with Progress(total=len(todo), desc=what, unit="image") as bar:
         for start in range(0, len(todo), _BATCH):
@@ -130,10 +130,10 @@ def drawn(draw: Draw, todo: Sequence[Any], seed: int, what: str) -> list[Image.I
 # SpaText, arXiv 2211.14305, section 4 ("global distance", "local distance"): CLIP's cosine distance
 @torch.no_grad()
 def distances(todo: Sequence[Task], images: Sequence[Image.Image], clip: Clip) -> dict:
-    """How far CLIP finds the pictures from their captions, and the regions from their texts.
+    """CLIP's distances of images from their captions and of regions from their texts.
 
-    The local distance compares a region's text with the picture's segment under the region's mask.
-    The Frechet distance is between CLIP's vectors of the drawn and of the true pictures.
+    The local distance compares a region's text with the image's segment under the region's mask.
+    The Fréchet distance is between CLIP's embeddings of the generated and of the true images.
     """
     whole, local, drawn, true = [], [], [], []
     for task, image in zip(todo, images, strict=True):
@@ -156,13 +156,13 @@ def distances(todo: Sequence[Task], images: Sequence[Image.Image], clip: Clip) -
         "local_distance": round(float(np.mean(local)), 4),
         "local_distance_95": [round(x, 4) for x in bootstrap(local, scenes)],
     }
-    if len(todo) > 1:  # one picture has no covariance
+    if len(todo) > 1:  # one image has no covariance
         report["frechet_distance"] = round(frechet_distance(np.stack(drawn), np.stack(true)), 4)
     return report
 
 
 def scores(todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge) -> dict:
-    """The metrics of pictures against their tasks, with 95 % intervals by scene."""
+    """The metrics of images against their tasks, with 95 % intervals by scene."""
     rows = []
     for start in range(0, len(todo), _BATCH):
         chunk = np.stack([np.asarray(image) for image in images[start : start + _BATCH]])
@@ -187,7 +187,7 @@ def scores(todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge) ->
 def segment_scores(
     todo: Sequence[Task], images: Sequence[Image.Image], judge: Judge, clip: Clip
 ) -> dict:
-    """SpaText's protocol: what the judge sees in the masks, and CLIP's distances."""
+    """SpaText's protocol: the judge's scores in the masks, and CLIP's distances."""
     return scores(todo, images, judge) | distances(todo, images, clip)
 
 
@@ -202,7 +202,7 @@ def _judged(task: Task, kinds: np.ndarray, colours: np.ndarray) -> Iterator[tupl
 
 
 def _seconds(draw: Draw, todo: Sequence[Any]) -> float:
-    """Median seconds for one picture drawn alone, after one to warm up."""
+    """Median seconds for one image sampled alone, after one to warm up."""
     draw(todo[:1], 0)
     times = []
     for task in todo[:5]:
@@ -212,7 +212,7 @@ def _seconds(draw: Draw, todo: Sequence[Any]) -> float:
     return round(float(np.median(times)), 3)
 
 
-# How scenes are chosen, and how their pictures are scored.
+# How scenes are chosen, and how their images are scored.
 PROTOCOLS = {
     "segments": (tasks, segment_scores),
     "boxes": (layout_tasks, layout_scores),

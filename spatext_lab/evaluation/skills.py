@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PaintSkills: does a picture show the kind, the number, the colour, the relation asked for?
+"""PaintSkills: does an image show the kind, the number, the colour, the relation asked for?
 
 Cho, Zala and Bansal, "DALL-Eval", arXiv 2202.04053. The rules are those of the released
-evaluator (j-min/DallEval; colour from its first version), of which this was wrong and is mended:
+evaluator (j-min/DallEval; colour from its first version), with these errors corrected:
 
-* Spatial: that two things and no more are seen was checked only while pictures of the detections
-  were saved, so that looking changed the score. Here the check belongs to the rule.
-* Count: it took as many answers as there were sure ones of any kind, so that a sure cat let an
-  unsure dog count as a dog. Here a thing counts if it is sure itself. The first version also took
-  one answer where none was sure; here nothing seen is none.
-* It read an option (`FT`) that nobody had defined, and looked for weights under another name than
-  it had fetched. Neither can exist here: a rule has no options, and the judge comes from `zoo`,
-  which knows one name for it and refuses a damaged file.
+* Spatial: that exactly two objects are detected was checked only while images of the detections
+  were saved, so that saving changed the score. Here the check belongs to the rule.
+* Count: it kept as many detections as had a high score in any class, so that a confident cat let
+  an unconfident dog count as a dog. Here a detection counts by its own score. The first version
+  also kept one detection where none had a high score; here none is none.
+* It read an option (`FT`) that was never defined, and looked for weights under another name than
+  it had fetched. Here a rule has no options, and the judge comes from `zoo`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class SkillTask:
-    """A prompt as a method is given it."""
+    """A prompt as a method gets it."""
 
     item: SkillPrompt
 
@@ -58,25 +57,25 @@ class SkillTask:
 
 
 def object_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """The surest thing is of the kind."""
+    """The detection with the highest score is of the kind."""
     return bool(found) and _surest(found).label == item.things[0].kind
 
 
 def count_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """As many sure things of the kind as asked for; others do not count against it."""
+    """As many confident detections of the kind as asked for; others do not count against it."""
     kind = item.things[0].kind
     return sum(one.label == kind for one in _sure(found)) == len(item.things)
 
 
 def colour_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """The surest thing is of the kind, and in the colour."""
+    """The detection with the highest score is of the kind, and in the colour."""
     return object_right(found, item) and _surest(found).colour == item.things[0].colour
 
 
 def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """Exactly two sure things: the two kinds, the second one where it should be.
+    """Exactly two confident detections: the two kinds, the second one where it should be.
 
-    Two things of one kind (in the published set alone) may stand either way round.
+    Two objects of one kind (in the published set alone) may stand either way round.
     """
     kinds = [thing.kind for thing in item.things]
     sure = _sure(found)
@@ -87,8 +86,8 @@ def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
 
 
 def side(a: Box, b: Box) -> str:
-    """Where b is as seen from a, by the axis on which the centres are farther apart."""
-    # twice the way from centre to centre
+    """Where b lies relative to a, by the axis on which the centres are farther apart."""
+    # twice the distance from centre to centre
     right, down = (b[k] + b[k + 2] - a[k] - a[k + 2] for k in (0, 1))
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpaText's tables: what each part of the method is worth, and what bad masks cost."""
+"""SpaText's tables: what each part of the method is worth, and what inexact masks cost."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ def ablation(
 ) -> list[dict]:
     """A report for each row of the ablation table.
 
-    variants: a folder with `spatext-binary` and others, as `train spatext --representation` makes
-        them; rows whose model is not there are left out.
+    Args:
+        scenes: how many for each row.
+        model: "pocket", or a folder with its layout.
+        variants: a folder with `spatext-binary` and others, as `train other-maps --representation`
+            makes them; rows whose model is not there are left out.
+        seed: of the first image.
     """
     rows = []
     for method in ABLATION:
@@ -57,9 +61,11 @@ def ablation(
 
 
 def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[dict]:
-    """A report of SpaText for each kind of worse mask, with two more entries.
+    """A report of SpaText for each kind of mask corruption, with two more entries.
 
-    masks: the kind's name. mask_quality: mean IoU of the masks given with the exact ones.
+    Returns:
+        Reports of `report.evaluate` with masks, the corruption's name, and mask_quality, the mean
+        IoU of the corrupted masks with the exact ones.
     """
     exact = [mask for task in tasks(scenes, seed) for mask in task.masks]
     rows = []
@@ -91,7 +97,7 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
 
 
 def masks_figure(rows: Sequence[dict]) -> Figure:
-    """Local IoU and region accuracy against the quality of the masks, by `tolerance`'s rows."""
+    """Local IoU and region accuracy against the quality of the masks, from `tolerance`'s rows."""
     lines = {}
     for size, others in (("too small", "eroded"), ("too large or coarse", ("dilated", "a "))):
         some = [row for row in rows if row["masks"].startswith(others) or row["masks"] == "exact"]

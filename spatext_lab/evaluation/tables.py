@@ -11,7 +11,10 @@ from spatext_lab.scene import files
 def markdown(rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]) -> str:
     """A table in Markdown: a row for each report, with 95 % intervals in brackets.
 
-    columns: heading: key of the reports. A value's interval stands in the report as KEY_95.
+    Args:
+        rows: the reports; the interval of the value KEY is under KEY_95.
+        names: of the rows.
+        columns: heading -> key of the reports.
     """
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in zip(names, rows, strict=True):
