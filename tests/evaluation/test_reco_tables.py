@@ -53,8 +53,8 @@ def test_rows_without_a_model_are_left_out(root, variants, tmp_path):
         "ReCo, as shipped",
         "ReCo, told the caption alone",
         "text-to-image",
-        "true pictures, decoded",
-        "true pictures",
+        "true images, decoded",
+        "true images",
     ]
     for nowhere in (None, tmp_path):
         assert [name for name, _ in tables.layouts(1, str(root), nowhere)] == always

@@ -25,16 +25,16 @@ SPLITS = {
     "colour": {"train": 25_200, "val": 2_520},
     "spatial": {"train": 28_224, "val": 3_528},
 }
-# Pixels between things. Nearer ones can be one patch to whoever counts: without a gap, of 149 true
-# pictures with equal things up to four pixels apart 32 were counted wrong, of 251 others one.
+# Pixels between objects. Closer ones can be one segment to the judge: without a gap, of 149 true
+# images with equal objects up to four pixels apart 32 were counted wrong, of 251 others one.
 GAP = 4
-# the relation of the second thing to the first one, and how it is said
+# the relation of the second object to the first one, and its words
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What is asked for at one place; colour None where any will do."""
+    """One object that a prompt asks for; its colour is None where any will do."""
 
     kind: str
     colour: str | None
@@ -50,19 +50,19 @@ class SkillPrompt:
     index: int
     prompt: str
     things: tuple[Thing, ...]
-    texts: tuple[str, ...]  # of the things
-    relation: str | None  # of the second thing to the first, where the skill is spatial
+    texts: tuple[str, ...]  # of the objects
+    relation: str | None  # of the second object to the first, where the skill is spatial
 
     @cached_property
     def scene(self) -> Scene:
-        """The prompt and the layout; a method that reads no boxes takes the caption alone."""
+        """The prompt as caption, the layout as regions."""
         pairs = zip(self.texts, self.things, strict=True)
         return Scene(self.prompt, [Region(text, box=one.box) for text, one in pairs if one.box])
 
 
 @dataclass(frozen=True)
 class SkillItem(SkillPrompt):
-    """A prompt, the layout that shows it, and a picture that does what is asked."""
+    """A prompt, its layout, and an image that shows what is asked for."""
 
     image: np.ndarray  # uint8 (64, 64, 3)
 
@@ -70,7 +70,8 @@ class SkillItem(SkillPrompt):
 def skill_item(skill: str, split: str, index: int, seed: int = 0) -> SkillItem:
     """Item `index` of a skill's split.
 
-    Raises ValueError for an unknown skill or split and an index beyond the split's length.
+    Raises:
+        ValueError: an unknown skill or split, or an index beyond the split's length.
     """
     if skill not in SKILLS:
         raise ValueError(f"skill is {skill!r}; there are {', '.join(SKILLS)}")
@@ -94,7 +95,7 @@ def skill_item(skill: str, split: str, index: int, seed: int = 0) -> SkillItem:
 
 
 def _looks(rng: Random, skill: str) -> list[Look]:
-    """Plain things, never of a held-out combination: these prompts test one skill at a time."""
+    """Looks that are never a held-out combination: these prompts test one skill at a time."""
 
     def plain(kinds: tuple[str, ...] = KINDS) -> Look:
         while True:
@@ -111,7 +112,7 @@ def _looks(rng: Random, skill: str) -> list[Look]:
 
 
 def _places(rng: Random, looks: list[Look], relation: str | None) -> list[Placed]:
-    """The things GAP or more apart, the second in its relation to the first."""
+    """The objects GAP or more apart, the second in its relation to the first."""
     while True:
         sides = [rng.randint(13, 26 if len(looks) < 3 else 21) for _ in looks]
         if len(set(looks)) == 1:
@@ -128,13 +129,12 @@ def _anywhere(rng: Random, look: Look, side: int) -> Placed:
 
 
 def gap(a: Placed, b: Placed) -> int:
-    """Pixels between two things' squares along the axis on which they are farther apart; negative
-    where they overlap."""
+    """Pixels between two objects' squares on their axis of larger distance; negative on overlap."""
     return max(a.x - b.x - b.side, b.x - a.x - a.side, a.y - b.y - b.side, b.y - a.y - a.side)
 
 
 def relation_of(a: Placed, b: Placed) -> str | None:
-    """Where b is as seen from a, by the axis on which they are farther apart; None if unclear."""
+    """Where b lies relative to a, on their axis of larger distance; None if unclear."""
     dx, dy = (getattr(b, axis) + b.side / 2 - getattr(a, axis) - a.side / 2 for axis in ("x", "y"))
     if max(abs(dx), abs(dy)) < 1.5 * min(abs(dx), abs(dy)):
         return None
@@ -146,7 +146,7 @@ def relation_of(a: Placed, b: Placed) -> str | None:
 def _said(
     rng: Random, skill: str, looks: list[Look], relation: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The prompt, and a text for each thing."""
+    """The prompt, and a text for each object."""
     first = noun(rng, looks[0][0])
     if skill == "object":
         return f"a photo of {article(first)}", (article(first),)

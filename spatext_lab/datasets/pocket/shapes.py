@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The twelve things of the pocket world, each drawn from signed distance functions.
+"""The twelve kinds of objects of the pocket world, each rendered from signed distance functions.
 
-A signed distance function (SDF) says how far a point is from a shape's edge, negative inside.
+A signed distance function (SDF) is a point's distance from a shape's edge, negative inside.
 So one function gives an exact mask (`sdf < 0`) and an anti-aliased edge (half a pixel either
 side of zero). Shapes live in the square [-1, 1] x [-1, 1], x to the right, y down.
 """
@@ -66,12 +66,12 @@ def polygon(*points: tuple[float, float]) -> Sdf:
 
 
 def union(*shapes: Sdf) -> Sdf:
-    """Everything that is in any of the shapes."""
+    """The union of the shapes."""
     return lambda x, y: np.minimum.reduce([s(x, y) for s in shapes])
 
 
 def intersect(*shapes: Sdf) -> Sdf:
-    """Everything that is in all of the shapes."""
+    """The intersection of the shapes."""
     return lambda x, y: np.maximum.reduce([s(x, y) for s in shapes])
 
 
@@ -93,7 +93,7 @@ def _ring(n: int, distance: float, radius: float) -> list[Sdf]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kind looks like: a body that takes the colour and pattern, and fixed details."""
+    """What a kind looks like: a body with the colour and pattern asked for, and fixed details."""
 
     body: Sdf
     behind: tuple[tuple[Sdf, Array], ...] = ()  # drawn under the body (trunk, mast, stem)
@@ -153,18 +153,18 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class Sprite:
-    """One thing at one size, still without its colour; every array is (side, side[, 3])."""
+    """One object at one size, still without its colour; every array is (side, side[, 3])."""
 
-    alpha: Array  # coverage of the whole thing, in [0, 1]
+    alpha: Array  # coverage of the whole object, in [0, 1]
     mask: Array  # bool, the pixels whose centre lies inside
     light: Array  # soft light from above and a darker rim, factor on the colour
     accent: Array  # how much of the pattern's second colour, in [0, 1]
-    body: Array  # share of the thing's pixel that takes the colour, in [0, 1]
-    detail: Array  # colour of the fixed details, times the share that they take
+    body: Array  # fraction of the pixel that takes the colour, in [0, 1]
+    detail: Array  # colour of the fixed details, times their fraction of the pixel
 
 
 def _pattern(name: str, side: int) -> Array:
-    """Stripes or dots with a period of at least six pixels, so that a picture can hold them."""
+    """Stripes or dots with a period of at least six pixels, so that an image can show them."""
     period = max(6.0, side / 3.5)
     y, x = np.mgrid[:side, :side] + 0.5
     if name == "striped":
@@ -180,7 +180,7 @@ def _pattern(name: str, side: int) -> Array:
 
 @cache
 def sprite(kind: str, pattern: str, side: int, mirrored: bool) -> Sprite:
-    """`kind` with `pattern` as arrays of side x side pixels; cached, so drawing is copying.
+    """`kind` with `pattern` as arrays of side x side pixels; cached, so rendering is copying.
 
     There are a few thousand (kind, pattern, side, mirrored) and each is a few kilobytes.
     """

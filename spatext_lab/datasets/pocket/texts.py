@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket world's small grammar: free-form texts for a thing, a backdrop and a whole scene."""
+"""The pocket world's small grammar: free-form texts for an object, a backdrop and a scene."""
 
 import re
 from random import Random
@@ -69,7 +69,7 @@ def _plural(noun: str) -> str:
 
 
 def noun(rng: Random, kind: str, plural: bool = False) -> str:
-    """A word for a kind of thing."""
+    """A word for a kind of object."""
     word = rng.choice(KIND_WORDS[kind])
     return _plural(word) if plural else word
 
@@ -95,7 +95,7 @@ def _phrase(rng: Random, look: Look, *, plural: bool = False, detail: int = 2) -
 
 
 def thing_text(rng: Random, look: Look) -> str:
-    """A free-form text for one thing, for example "a fish with red stripes"."""
+    """A free-form text for one object, for example "a fish with red stripes"."""
     kind, colour, pattern = look
     if pattern != "plain" and rng.random() < 0.15:
         word, hue = noun(rng, kind), rng.choice(COLOUR_WORDS[colour])
@@ -114,7 +114,7 @@ def _listed(parts: list[str]) -> str:
 
 
 def _counted(rng: Random, looks: list[Look], detail: int) -> str:
-    """Equal things become a number: "three red stars and a boat"."""
+    """Equal objects become a number: "three red stars and a boat"."""
     keys = [look[: 1 + detail] for look in looks]
     parts = []
     for key in dict.fromkeys(keys):
@@ -125,7 +125,7 @@ def _counted(rng: Random, looks: list[Look], detail: int) -> str:
 
 
 def _relation(rng: Random, looks: list[Look], centres: list[tuple[float, float]]) -> str:
-    """The clearest relation of two things, "a red star left of a boat"; counts if there is none."""
+    """The clearest relation of two objects, "a red star left of a boat"; else their counts."""
     a, b = rng.sample(range(len(looks)), 2)
     dx, dy = (centres[b][i] - centres[a][i] for i in (0, 1))
     if max(abs(dx), abs(dy)) < 12 or looks[a][:2] == looks[b][:2]:
@@ -143,7 +143,7 @@ def _relation(rng: Random, looks: list[Look], centres: list[tuple[float, float]]
 def captions(
     rng: Random, backdrop: str, looks: list[Look], centres: list[tuple[float, float]]
 ) -> tuple[str, ...]:
-    """Five captions in random order: kinds, colours, everything, a relation, the place first."""
+    """Five captions in random order: kinds, colours, everything, a relation, the backdrop first."""
     places = [rng.choice(PLACE_WORDS[backdrop]) for _ in range(5)]
     relation = _relation(rng, looks, centres) if len(looks) > 1 else _counted(rng, looks, 2)
     texts = [

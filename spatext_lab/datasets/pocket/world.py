@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket world: 64 x 64 pictures drawn from a seed, whose truth is known to the pixel.
+"""The pocket world: 64 x 64 images rendered from a seed, whose truth is known at every pixel.
 
-One to four things stand before a backdrop of two segments, so every pixel belongs to a segment
+One to four objects stand before a backdrop of two segments, so every pixel belongs to a segment
 with a free-form text (a panoptic segmentation, as COCO has). Item *k* of a split is the same on
 every machine. A fifth of the (kind, colour, pattern) combinations is held out of training.
 """
@@ -57,10 +57,10 @@ _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) + np.float32(0.5)
 
 
 def held_out(kind: str, colour: str, pattern: str) -> bool:
-    """Whether this combination never appears in a training picture or text.
+    """Whether this combination never appears in a training image or text.
 
     A Latin-square rule: every kind, colour, pattern and nearly every pair of them stays in
-    training, only one triple in five is missing, so a model can be asked to combine what it knows.
+    training; only one triple in five is missing, so a model must combine what it has learned.
     """
     k, c, p = KINDS.index(kind), COLOURS.index(colour), PATTERNS.index(pattern)
     return (k + 2 * c + p) % 5 == 0
@@ -91,7 +91,7 @@ def _stars() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _textures() -> dict[str, np.ndarray]:
-    """Every stuff segment as a full (64, 64, 3) picture in [0, 1]; a scene cuts its part out."""
+    """Every stuff segment as a full (64, 64, 3) image in [0, 1]; a scene takes its part."""
     ripple = 0.02 * np.sin(_Y * 1.1)[..., None]
     grain = 0.012 * (np.sin(_X * 0.9 + 2 * np.sin(_Y * 0.5)) * np.sin(_Y * 1.0))[..., None]
     tiles = np.clip(np.abs((_X + 0.5 * _Y) % 16 - 8) - 0.4, 0, 1)[..., None]
@@ -113,7 +113,7 @@ def _textures() -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Segment:
-    """One panoptic segment and all that is true of it."""
+    """One panoptic segment with its attributes."""
 
     label: str  # one of LABELS
     colour: str | None  # one of COLOURS, None for stuff
@@ -123,18 +123,18 @@ class Segment:
 
     @property
     def is_thing(self) -> bool:
-        """Things have a colour and a pattern; stuff has neither."""
+        """True for an object, which has a colour and a pattern; stuff has neither."""
         return self.colour is not None
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this combination."""
+        """Whether its combination never appears in training."""
         return self.is_thing and held_out(self.label, self.colour, self.pattern)
 
 
 @dataclass(frozen=True)
 class PocketItem:
-    """A drawn picture, its captions and its true segments (stuff first, then by depth)."""
+    """A rendered image, its captions and its true segments (stuff first, then by depth)."""
 
     split: str
     index: int
@@ -144,12 +144,12 @@ class PocketItem:
 
     @cached_property
     def scene(self) -> Scene:
-        """The scene that this picture shows: first caption, one mask region per segment."""
+        """The scene that this image shows: first caption, one mask region per segment."""
         return Scene(self.captions[0], [Region(s.text, mask=s.mask) for s in self.segments])
 
     @cached_property
     def layout(self) -> Scene:
-        """The same as boxes, of the things alone, as ReCo is given a scene."""
+        """The scene as ReCo reads it: the objects alone, as boxes."""
         things = [s for s in self.segments if s.is_thing]
         return Scene(self.captions[0], [Region(s.text, box=tight_box(s.mask)) for s in things])
 
@@ -168,7 +168,7 @@ class PocketItem:
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing and where it stands: its look, its square's corner and side in pixels."""
+    """An object's look and location: its square's corner and side in pixels."""
 
     look: Look
     x: int
@@ -178,7 +178,7 @@ class Placed:
 
 
 def random_look(rng: Random, split: str) -> Look:
-    """Any allowed combination; outside training half of the things are held-out ones."""
+    """Any allowed combination; outside training half of the objects are held-out ones."""
     want = split != "train" and rng.random() < 0.5
     while True:
         look = rng.choice(KINDS), rng.choice(COLOURS), rng.choice(PATTERNS)
@@ -187,14 +187,14 @@ def random_look(rng: Random, split: str) -> Look:
 
 
 def overlap(a: Placed, b: Placed) -> float:
-    """Share of the smaller thing's square that the two squares have in common."""
+    """Fraction of the smaller object's square that the two squares have in common."""
     width = min(a.x + a.side, b.x + b.side) - max(a.x, b.x)
     height = min(a.y + a.side, b.y + b.side) - max(a.y, b.y)
     return max(width, 0) * max(height, 0) / min(a.side, b.side) ** 2
 
 
 def _place(rng: Random, split: str) -> list[Placed]:
-    """One to four things, sides 15-45 %, overlaps up to a fifth; a fifth of scenes repeats one."""
+    """One to four objects, sides 15-45 %, overlaps up to a fifth; a fifth of scenes repeats one."""
     n, equal = rng.choices((1, 2, 3, 4), (3, 4, 3, 2))[0], rng.random() < 0.2
     look, side = random_look(rng, split), rng.randint(12, 22)
     placed: list[Placed] = []
@@ -213,7 +213,7 @@ def _place(rng: Random, split: str) -> list[Placed]:
 
 
 def _backdrop(rng: Random, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two segments as a picture (64, 64, 3) in [0, 1], and where the lower one is."""
+    """The two segments as an image (64, 64, 3) in [0, 1], and where the lower one is."""
     upper, lower, wave = BACKDROPS[name]
     line = rng.uniform(0.38, 0.66) * SIZE + rng.uniform(0.3, 1) * wave * np.sin(
         2 * np.pi * (rng.uniform(0.4, 1.2) * _X[0] / SIZE + rng.random())
@@ -236,10 +236,13 @@ def _blit(image: np.ndarray, owner: np.ndarray, thing: Placed, number: int) -> N
 def draw(
     rng: Random, backdrop: str, place: Callable[[], Sequence[Placed]]
 ) -> tuple[np.ndarray, np.ndarray, Sequence[Placed]]:
-    """A picture uint8 (64, 64, 3), who is seen at each pixel uint8 (64, 64), and the things placed.
+    """An image uint8 (64, 64, 3), the segment at each pixel uint8 (64, 64), and the objects placed.
 
-    Who: 0 and 1 are the backdrop's two segments, k + 2 is the k-th thing. place: says what stands
-    where; asked after the backdrop is drawn, since both may draw from one `rng`.
+    In the segment map 0 and 1 are the backdrop's two segments, k + 2 is the k-th object.
+
+    Args:
+        place: returns the objects; called after the backdrop is rendered, because both may use one
+            `rng`.
     """
     image, below = _backdrop(rng, backdrop)
     owner, placed = below.astype(np.uint8), place()
@@ -251,10 +254,14 @@ def draw(
 def outline_mask(
     kind: str, box: tuple[float, float, float, float], mirrored: bool = False
 ) -> np.ndarray:
-    """The outline of a kind of thing as a mask, bool (64, 64), as large as fits in a box.
+    """The outline of a kind of object as a mask, bool (64, 64), as large as fits in a box.
 
-    box: (x0, y0, x1, y1) as fractions of the picture. Raises ValueError for another kind, and for
-    a box that is smaller than 4 pixels or reaches beyond the picture.
+    Args:
+        kind: one of KINDS.
+        box: (x0, y0, x1, y1) as fractions of the image.
+
+    Raises:
+        ValueError: another kind, or a box smaller than 4 pixels or beyond the image.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
@@ -269,9 +276,10 @@ def outline_mask(
 
 
 def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
-    """Scene `index` of `split`, drawn: the same arguments give the same picture everywhere.
+    """Scene `index` of `split`, rendered: the same arguments give the same image everywhere.
 
-    Raises ValueError for an unknown split or a negative index.
+    Raises:
+        ValueError: an unknown split or a negative index.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; the pocket world has {', '.join(SPLITS)}")

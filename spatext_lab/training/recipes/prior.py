@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior of the pocket CLIP: text vectors to image vectors, by diffusion and by a line."""
+"""The prior of the pocket CLIP: text to image embeddings, by diffusion and by ridge regression."""
 
 import torch
 from diffusers import PriorTransformer
@@ -18,11 +18,11 @@ from spatext_lab.training.job import Job, device_of, save_half
 from spatext_lab.training.loop import Plan
 
 BATCH, SCENES, DROP = 256, 12_000, 0.1
-MIN_AREA = 0.02  # smaller segments are not learned from, as in SpaText's own recipe
+MIN_AREA = 0.02  # smaller segments are left out, as in SpaText's own recipe
 
 
 def new_transformer(width: int) -> PriorTransformer:
-    """Four tokens (text, time, noisy vector, answer), four layers of 128 channels."""
+    """A transformer over four tokens (text, timestep, noisy embedding, output), 4 layers of 128."""
     return PriorTransformer(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -36,22 +36,22 @@ def new_transformer(width: int) -> PriorTransformer:
 
 @torch.no_grad()
 def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """(text vectors, image vectors) of training scenes' segments and whole pictures."""
+    """(text embeddings, image embeddings) of training scenes' segments and whole images."""
     text, image = [], []
     for i in Progress(range(scenes), desc="caching", unit="image"):
         item = pocket_item("train", i)
         segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
-        picture = to_tensor(item.image[None]) / 2 + 0.5
+        whole = to_tensor(item.image[None]) / 2 + 0.5
         masks = torch.stack([torch.from_numpy(s.mask.copy()) for s in segments])
-        crops = clip.encode_segments(picture.expand(len(segments), -1, -1, -1), masks)
+        crops = clip.encode_segments(whole.expand(len(segments), -1, -1, -1), masks)
         caption = item.captions[i % len(item.captions)]
         text.append(clip.encode_text([*(s.text for s in segments), caption]))
-        image += [crops, clip.encode_images(picture.to(clip.device))]
+        image += [crops, clip.encode_images(whole.to(clip.device))]
     return torch.cat(text).cpu(), torch.cat(image).cpu()
 
 
 def make(plan: Plan, device: str) -> Job:
-    """The diffusion loss on image vectors given their text's; the text dropped for one in ten."""
+    """The diffusion loss on image embeddings given their texts'; one text in ten is dropped."""
     torch.manual_seed(plan.seed)
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(device_of(device))
     text, image = pairs(clip, SCENES)

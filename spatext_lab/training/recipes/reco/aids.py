@@ -4,7 +4,7 @@
 Not the paper's. The paper fine-tunes Stable Diffusion, whose text encoder is CLIP's and whose U-Net
 was trained with billions of images. The pocket base has none of that: its text encoder gives "a red
 ball" and "a blue ball" nearly the same hidden states (4 % apart). Without these aids, 1,400 steps
-of 16 images taught it nothing of boxes; docs/log.md has the trials.
+of 16 images taught it nothing about boxes; docs/log.md has the trials.
 """
 
 import copy
@@ -31,10 +31,9 @@ ATTENTION = 0.1  # weight of the cross-attention loss
 
 
 def aided_base(base: TextToImagePipeline, clip: Clip) -> TextToImagePipeline:
-    """A copy of `base` with CLIP's text transformer as its text encoder, as in Stable Diffusion,
-    and with coordinates as further inputs of its U-Net.
+    """A copy of `base` with CLIP's text transformer and with coordinates as inputs of its U-Net.
 
-    Initializes weights at random: seed torch before.
+    Stable Diffusion's text encoder is CLIP's too. Initializes weights at random: seed torch before.
 
     Raises:
         ValueError: where the two have different vocabularies.

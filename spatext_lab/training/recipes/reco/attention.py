@@ -38,8 +38,10 @@ class _Watch:
 
 @contextmanager
 def watched(unet: UNet2DConditionModel) -> Iterator[list[Float[Tensor, "b n l"]]]:
-    """Within it, every call of `unet` appends the weights of its cross-attention layers to a list:
-    of n cells (row by row) over l tokens, averaged over the heads, with gradients.
+    """Records the cross-attention weights of every call of `unet` in a list, layer by layer.
+
+    The weights are those of n cells (row by row) over l tokens, averaged over the heads, with
+    gradients.
     """
     seen: list[Tensor] = []
     layers = [m for name, m in unet.named_modules() if name.endswith("attn2")]
