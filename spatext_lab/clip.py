@@ -200,8 +200,10 @@ class Clip(ModelMixin):
         return self.encode_images(torch.stack(crops).to(self.device))
 
     def text_transformer(self, length: int) -> CLIPTextModel:
-        """The text transformer as transformers' `CLIPTextModel`: a hidden state for each token,
-        where `encode_text` gives one embedding for the whole text. Single precision; a copy.
+        """A copy of the text transformer as transformers' `CLIPTextModel`, in single precision.
+
+        It returns a hidden state for each token, where `encode_text` returns one embedding for the
+        whole text.
 
         Args:
             length: tokens that it reads; beyond `context_length` its last position is repeated.

@@ -13,7 +13,11 @@ _POCKETS = tuple(place / "pocket" for place in _DATA)
 
 
 def shipped(name: str) -> Path:
-    """A file or folder of data/. Raises FileNotFoundError where it is missing."""
+    """A file or folder of data/.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
     for place in _DATA:
         if (place / name).exists():
             return place / name

@@ -41,8 +41,7 @@ def positional_scene(scene: Scene) -> Scene:
 
 
 class PositionalWordsPipeline(ReCoPipeline):
-    """Samples images of scenes whose layout stands in the caption: no position tokens, only more
-    room for text."""
+    """Samples images of scenes whose layout stands in the caption, without position tokens."""
 
     def condition(
         self, scenes: Sequence[Scene], negative_prompt: str | Sequence[str] | None = None

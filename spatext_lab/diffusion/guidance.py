@@ -75,8 +75,10 @@ class Condition:
         return replace(self, **text, st_map=st_map, region_maps=())
 
     def single_conditions(self) -> "list[Condition]":
-        """One condition per guidance scale, all others null: the caption, then the map or, where
-        `region_maps` is given, each region's map."""
+        """One condition per guidance scale, in which all the others are null.
+
+        First the caption, then the map or, where `region_maps` is given, each region's map.
+        """
         null = self.null()
         maps = self.region_maps or (() if self.st_map is None else (self.st_map,))
         caption = replace(null, text=self.text, text_mask=self.text_mask)
@@ -221,9 +223,9 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
 # SpaText, arXiv 2211.14305, section 3.3 (multi-scale):
 # eps_null + sum_i s_i delta_i,   delta_i = eps(x_t | c_i alone) - eps(x_t | null)
 def multi_guided(denoiser: Denoiser, scales: Sequence[float]) -> Denoiser:
-    """Guidance with a scale for each condition, in the order of `Condition.single_conditions`: the
-    caption, then the map, or each region's map where the condition has them apart.
+    """Guidance with a scale for each condition, in the order of `Condition.single_conditions`.
 
+    That is the caption, then the map, or each region's map where the condition has them apart.
     Each direction is taken with its own condition alone, and all are added up. One call of
     `denoiser` with batch (N + 1) b.
 

@@ -206,11 +206,12 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Float[Te
 class SampleStep:
     """One denoising step, as `sample` yields it.
 
-    index: 0 ... number of steps - 1
-    t:     the timestep at which the denoiser was called, falling from step to step
-    x_t:   (b, c, h, w) the sample after the step, less noisy than at t; the last one is the result.
-           Whoever iterates may replace it: sampling continues from what it then is.
-    x_0:   (b, c, h, w) the clean image that the prediction at t implies
+    Attributes:
+        index: 0 ... number of steps - 1.
+        t: the timestep at which the denoiser was called, falling from step to step.
+        x_t: (b, c, h, w) the sample after the step, less noisy than at t; the last one is the
+            result. Whoever iterates may replace it: sampling continues from what it then is.
+        x_0: (b, c, h, w) the clean image that the prediction at t implies.
     """
 
     index: int

@@ -53,8 +53,11 @@ def bin_token(number: int) -> str:
 
 
 def check_text(text: str, field: str, empty: bool = False) -> None:
-    """Raises ValueError for a text that the sequence cannot hold: an empty one, unless `empty`, and
-    one that contains a position token or a special token."""
+    """Checks that the sequence can hold a text.
+
+    Raises:
+        ValueError: an empty text, unless `empty`, or one with a position token or a special token.
+    """
     if not empty and not text.strip():
         raise ValueError(f'{field} is {text!r}; name what is there, such as "a red ball"')
     if found := _RESERVED.search(text):
@@ -65,7 +68,11 @@ def check_text(text: str, field: str, empty: bool = False) -> None:
 
 
 def check_bins(bins: int) -> None:
-    """Raises ValueError for a number of bins that cannot hold the two edges of an image."""
+    """Checks that there are bins for the two edges of an image.
+
+    Raises:
+        ValueError: fewer than two.
+    """
     if bins < 2:
         raise ValueError(f"bins is {bins}; pass at least 2, the image's two edges")
 
@@ -74,7 +81,8 @@ def check_bins(bins: int) -> None:
 class Token:
     """One entry of the sequence.
 
-    region: 0 for the caption, k for the k-th region (from 1), -1 for padding.
+    Attributes:
+        region: 0 for the caption, k for the k-th region (from 1), -1 for padding.
     """
 
     id: int
@@ -182,8 +190,10 @@ class PositionTokens:
         return TokenSequence((*tokens, *[pad] * (self.length - len(tokens))), tuple(dropped))
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " length"]) -> Scene:
-        """The scene that a sequence encodes; texts come back as CLIP tokenizes them (in lower case,
-        a space before commas), boxes on their bins.
+        """The scene that a sequence encodes.
+
+        Texts come back as CLIP tokenizes them (in lower case, a space before commas), boxes on
+        their bins.
 
         Raises:
             ValueError: naming the position and the id, for what is not such a sequence.

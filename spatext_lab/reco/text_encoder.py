@@ -93,8 +93,7 @@ def grow(
 
 
 def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
-    """A copy of a grown text encoder with the tokens of `tokenizer` alone, so that the same model
-    can learn other position tokens.
+    """A copy of a grown text encoder without its position tokens, so that it can learn others.
 
     Args:
         tokenizer: one without position tokens, see `without_bins`.

@@ -50,9 +50,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file (text as UTF-8, lines ended by \\n) as `replacing` does; raises what it does.
+    """Writes a file (text as UTF-8, lines ended by \\n) as `replacing` does.
 
-    Raises ValueError where `path` is a folder.
+    Raises:
+        ValueError: `path` is a folder; and what `replacing` raises.
     """
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder; pass the path of a file")

@@ -42,7 +42,11 @@ def decode(rle: Any) -> NDArray[np.bool_]:
 
 
 def checked(rle: Any) -> dict[str, Any]:
-    """The RLE itself, once it is known to be sound. Raises ValueError as `decode` does."""
+    """The RLE itself, once it is known to be sound.
+
+    Raises:
+        ValueError: as `decode` does.
+    """
     _runs(rle)
     return rle
 

@@ -159,8 +159,11 @@ class Scene:
     def from_image(cls, image: Any, segmenter: Segmenter, caption: str = DEFAULT_CAPTION) -> Scene:
         """The scene of an image, by a function that finds its segments.
 
-        segmenter: returns (text, mask) pairs, masks bool (height, width); a text of None becomes
-            "A random object". `evaluation.segmenters` has two.
+        Args:
+            image: what the segmenter takes, such as a PIL image.
+            segmenter: returns (text, mask) pairs, masks bool (height, width); a text of None
+                becomes "A random object". `evaluation.segmenters` has two.
+            caption: of the whole image.
         """
         pairs = segmenter(image)
         return cls(caption, [Region(text or DEFAULT_TEXT, mask=mask) for text, mask in pairs])

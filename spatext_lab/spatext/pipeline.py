@@ -273,8 +273,10 @@ class SpaTextPipeline(ScenePipeline):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
-        """The embeddings that the map holds for region texts: P(CLIP_txt(text)), or without a prior
-        the text embeddings themselves (SpaText, section 3.1)."""
+        """The embeddings that the map holds for region texts, P(CLIP_txt(text)).
+
+        SpaText, section 3.1; without a prior they are the text embeddings themselves.
+        """
         embeddings = self.clip.encode_text(list(texts))
         return embeddings if self.prior is None else self.prior(embeddings)
 

@@ -107,8 +107,8 @@ class ScenePipeline(DiffusionPipeline):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images, in pixels: each level of the VAE after the first doubles
-        the latents'."""
+        """Height and width of the images in pixels."""
+        # each level of the VAE after the first doubles the resolution
         return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()

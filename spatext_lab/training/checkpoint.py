@@ -88,7 +88,8 @@ def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
 def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
     """The record and the tensors of the checkpoint in a folder, if it is this run's.
 
-    Raises what `load` raises.
+    Raises:
+        FileNotFoundError, ValueError: as `load` does.
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint; start without --resume")

@@ -11,7 +11,11 @@ LAST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to learn. Raises ValueError for steps or a seed out of range."""
+    """How long and how fast to learn.
+
+    Raises:
+        ValueError: steps or a seed out of range.
+    """
 
     steps: int  # optimiser steps
     lr: float  # the highest learning rate

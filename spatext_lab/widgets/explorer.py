@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How loud is each condition? A picture for every pair of scales, drawn once, then looked up.
+"""Guidance scales with sliders: an image for every pair of scales, sampled once, then looked up.
 
     grid = explore("outputs/grid.json", spatext, scene)   # computed the first time, with a bar
     grid                                                  # sliders; they work without a kernel too
@@ -29,8 +29,8 @@ from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.widgets.grids import Grid
 
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
-LARGEST = 256  # pixels of a picture in the file
-QUALITY = 80  # of WebP: a 64 x 64 picture takes about a kilobyte
+LARGEST = 256  # pixels of an image in the file
+QUALITY = 80  # of WebP: a 64 x 64 image takes about a kilobyte
 
 
 def explore(
@@ -44,13 +44,19 @@ def explore(
     seeds: int = 2,
     progress: bool | None = None,
 ) -> Grid:
-    """The grid of a file; computed anew, and the file written, if there is none or it is stale.
+    """The grid in a file; sampled, and the file written, if there is none or it is stale.
 
-    Stale is a file whose scene, scales, steps, seeds or model weights are not these.
-    captions, maps: scales to draw with; steps: numbers of steps; seeds: 0 ... seeds - 1.
-    progress: a bar while it computes; if not given, yes, but not where the variable `CI` is set.
+    A file is stale if its scene, scales, steps, seeds or model weights are others.
 
-    Raises ValueError for an empty list and for settings that the pipeline refuses.
+    Args:
+        captions: guidance scales of the caption.
+        maps: guidance scales of the map.
+        steps: numbers of sampling steps.
+        seeds: how many; they are 0 ... seeds - 1.
+        progress: whether to show a bar; if not given, unless the variable `CI` is set.
+
+    Raises:
+        ValueError: an empty list, or settings that the pipeline refuses.
     """
     asked = {
         "scene": scene.to_json(),
@@ -72,7 +78,7 @@ def explore(
 
 
 def fingerprint(pipeline: SpaTextPipeline) -> str:
-    """A digest of all weights: other weights, another digest."""
+    """A digest of all weights."""
     digest = hashlib.sha256()
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.clip, pipeline.prior):
         for values in _weights(part):
@@ -113,10 +119,10 @@ def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: boo
 def directions(
     pipeline: SpaTextPipeline, scene: Scene, *, seed: int = 0, steps: int = 10, scale: float = 2.0
 ) -> list[dict[str, Image.Image]]:
-    """The directions of guidance as pictures, for each step of one sampling with both scales alike.
+    """The directions of guidance as images, for each step of one sampling with equal scales.
 
-    "seen" is the clean picture that the guided network sees in x_t, "null" what it sees with
-    nothing told. "caption" and "map" show what each changes in that, told alone: grey is nothing.
+    "seen" is the guided prediction of the clean image, "null" the one of the null condition.
+    "caption" and "map" show what each condition alone changes in that: grey is no change.
     """
     condition, network = pipeline.condition([scene]), UNetDenoiser(pipeline.unet)
     levels, kind = pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of one scene under many settings, looked up and not drawn: in memory, file and page."""
+"""Images of one scene under many settings, sampled once and looked up: in memory, file, page."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Key = tuple[float, float, int, int]  # scale of the caption, of the map, steps, 
 
 @dataclass(frozen=True, repr=False)
 class Grid:
-    """Pictures of one scene under many settings; shows itself with sliders.
+    """Images of one scene under many settings; shows itself with sliders.
 
-    parameters: all that the pictures depend on, the model's fingerprint included.
-    pictures:   WebP bytes by (caption scale, map scale, steps, seed).
-    film:       for each step of one sampling the pictures "seen", "null", "caption" and "map", as
-                `directions` has them.
+    Args:
+        parameters: everything that the images depend on, the model's fingerprint included.
+        pictures: WebP bytes by (caption scale, map scale, steps, seed).
+        film: for each step of one sampling the images "seen", "null", "caption" and "map" that
+            `explorer.directions` returns.
     """
 
     parameters: dict[str, Any]
@@ -37,9 +38,13 @@ class Grid:
     def picture(
         self, caption: float, map: float, steps: int | None = None, seed: int = 0
     ) -> Image.Image:
-        """What the sliders show there; `steps` is the most there are if not given.
+        """The image that the sliders show for these settings.
 
-        Raises ValueError for settings that were not drawn.
+        Args:
+            steps: of sampling; the largest number in the grid if not given.
+
+        Raises:
+            ValueError: settings that are not in the grid.
         """
         key = (caption, map, steps or max(self.parameters["steps"]), seed)
         if key not in self.pictures:
@@ -77,12 +82,12 @@ class Grid:
         return {"parameters": self.parameters, "pictures": pictures, "film": film}
 
     def _repr_html_(self) -> str:
-        # Without scripts (a notebook that is not trusted yet), one picture is left to see.
+        # Without scripts (a notebook that is not trusted yet), one image is shown.
         first = base64.b64encode(self.pictures[keys(self.parameters)[0]]).decode("ascii")
         caption = Scene.from_json(self.parameters["scene"]).caption
         return markup("explorer", self._plain() | {"caption": caption}, first, caption)
 
 
 def keys(parameters: dict[str, Any]) -> list[Key]:
-    """The settings in the order in which a file has their pictures."""
+    """The settings, in the order of their images in a file."""
     return list(product(*(parameters[name] for name in ("captions", "maps", "steps", "seeds"))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scene painted by hand: a label map, a text for each region, and boxes where one likes them.
+"""A scene painted by hand: a label map, a text for each region, and boxes if you like.
 
     painter = Painter()      # shows itself in a notebook; or Painter(scene) to go on with one
     painter.scene            # what has been painted so far, at every moment
@@ -44,13 +44,15 @@ def presets() -> dict[str, Scene]:
 class Painter(anywidget.AnyWidget):
     """A widget to paint a scene with; `painter.scene` is what has been painted so far.
 
-    scene:      one to go on with. What a later region hides of a painted one is given up, for a
-                label map holds one region at each pixel; what is seen stays as it was.
-    size:       (height, width) of the label map, or one number for both; a scene that has masks
-                brings its own.
-    background: a picture to paint over, as `figures.to_image` takes it.
+    Args:
+        scene: to start from. What a later region hides of a painted one is lost, because a label
+            map holds one region per pixel; what is visible stays.
+        size: (height, width) of the label map, or one number for both; a scene with masks has its
+            own.
+        background: an image to paint over, as `figures.to_image` takes it.
 
-    Raises ValueError for a size below 1 and for more than 255 regions.
+    Raises:
+        ValueError: a size below 1, or more than 255 regions.
     """
 
     _esm = script("painter")
@@ -93,12 +95,12 @@ class Painter(anywidget.AnyWidget):
 
     @property
     def label_map(self) -> UInt8[np.ndarray, "h w"]:
-        """Who is painted at each pixel: 0 nobody, k the k-th region. Boxes are not in it."""
+        """The region at each pixel: 0 none, k the k-th painted one. Boxes are not in it."""
         return np.frombuffer(self.labels, np.uint8).reshape(self.height, self.width)
 
     @property
     def scene(self) -> Scene:
-        """What has been painted so far. A region without a place yet is left out."""
+        """What has been painted so far; a region without a mask or box is left out."""
         found = []
         for k, entry in enumerate(self.regions, start=1):
             text = entry["text"] if entry["text"].strip() else DEFAULT_TEXT
@@ -125,38 +127,41 @@ class Painter(anywidget.AnyWidget):
         self._set(height=h, width=w, labels=labels, regions=regions, caption=scene.caption)
 
     def add(self, text: str = "") -> int:
-        """A new region, without a place yet; returns its number, counted from 1."""
+        """Adds a region without a mask or box; returns its number, counted from 1."""
         if len(self.regions) == MOST_REGIONS:
             raise ValueError(f"there are {MOST_REGIONS} regions; a label map has no room for more")
         self._set(regions=[*self.regions, _entry(text, None)])
         return len(self.regions)
 
     def rename(self, k: int, text: str) -> None:
-        """Another text for region k."""
+        """Changes the text of region k."""
         self._set(regions=self._with(k, text=text))
 
     def remove(self, k: int) -> None:
-        """Takes region k away; those after it move up by one number."""
+        """Removes region k; the numbers of later regions fall by one."""
         regions, labels = self._with(k), self.label_map.copy()
         labels[labels == k] = 0
         labels[labels > k] -= 1
         self._set(labels=labels, regions=[*regions[: k - 1], *regions[k:]])
 
     def paint(self, k: int, points: Sequence[Any], size: int = 5) -> None:
-        """One stroke of the brush for region k, through pixels (x, y); 0 erases.
+        """Paints one brush stroke for region k; 0 erases. A box region becomes a painted one.
 
-        size: the brush's diameter in pixels. A region that was a box becomes a painted one.
+        Args:
+            k: number of the region.
+            points: pixels (x, y) that the stroke passes through.
+            size: the brush's diameter in pixels.
         """
         self._cover(k, strokes.stroke(points, size, self.height, self.width))
 
     def fill(self, k: int, at: Any) -> None:
-        """Gives region k all that hangs together with the pixel at (x, y); 0 empties it."""
+        """Fills the connected area around the pixel (x, y) with region k; 0 erases it."""
         self._cover(k, strokes.flood(self.label_map, at))
 
     def box(self, k: int, box: Any) -> None:
-        """Region k becomes the box (x0, y0, x1, y1), fractions of the picture, as everywhere.
+        """Makes region k the box (x0, y0, x1, y1), fractions of the image.
 
-        The pointer's boxes end between pixels: for instance 8/64.
+        Boxes drawn with the pointer end between pixels, for instance at 8/64.
         """
         regions = self._with(k, box=list(places.checked_box(box)))
         labels = self.label_map.copy()
@@ -164,14 +169,14 @@ class Painter(anywidget.AnyWidget):
         self._set(labels=labels, regions=regions)
 
     def clear(self) -> None:
-        """An empty sheet: no region, no box; the caption stays."""
+        """Removes all regions; the caption stays."""
         self._set(labels=np.zeros_like(self.label_map), regions=[])
 
     def __repr__(self) -> str:
         return f"<Painter: {len(self.regions)} regions on {self.height} x {self.width} pixels>"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        """The widget, and for pages without a kernel a picture of what is painted now."""
+        """The widget, and for pages without a kernel an image of the scene as it is now."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         picture = png(figures.draw_scene(self.scene), "the scene in the painter")
         return data | {"image/png": b64encode(picture).decode("ascii")}, metadata

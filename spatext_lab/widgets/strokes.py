@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pixels a stroke of the brush covers, and which a filling: in whole numbers, so exact.
+"""The pixels that a brush stroke covers, and those that a fill reaches, in exact integers.
 
 `painter.js` holds the same two functions, and a test in a browser compares the two pixel by pixel.
 A point is (x, y): column and row of a pixel, counted from the upper left corner.
@@ -21,8 +21,10 @@ Point = tuple[int, int]
 def stroke(points: Sequence[Any], size: int, h: int, w: int) -> Bool[Any, "h w"]:
     """The pixels whose centre is at most `size` / 2 from the line through the points.
 
-    So a quick hand leaves no gaps, and one point gives a disc. Points may lie off the picture.
-    Raises ValueError for no point, for one that is not two whole numbers, and for a size below 1.
+    A fast stroke has no gaps, and one point gives a disc. Points may lie outside the image.
+
+    Raises:
+        ValueError: no point, a point that is not two whole numbers, or a size below 1.
     """
     points = [_checked(point) for point in points]
     if not points or size < 1:
@@ -44,9 +46,10 @@ def _segment(px: Any, py: Any, dx: int, dy: int, size: int) -> Any:
 
 
 def flood(labels: Integer[Any, "h w"], at: Any) -> Bool[Any, "h w"]:
-    """The pixels that hang together with the one at (x, y), side by side, and have its label.
+    """The pixels that are 4-connected with the one at (x, y) and have its label.
 
-    Raises ValueError for a point off the picture.
+    Raises:
+        ValueError: a point outside the image.
     """
     from scipy.ndimage import label
 

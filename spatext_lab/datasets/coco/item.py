@@ -51,7 +51,11 @@ class CocoItem:
         return self._scene([decode(region.rle) for region in self.regions])
 
     def image(self) -> Image.Image:
-        """The image, upright, RGB. Raises OSError if it has been damaged since it was checked."""
+        """The image, upright, RGB.
+
+        Raises:
+            OSError: it has been damaged since it was checked.
+        """
         with Image.open(self.path) as image:
             return to_image(image)
 

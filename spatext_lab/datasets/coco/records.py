@@ -168,7 +168,9 @@ def _decoded_leniently(row: Raw, kind: type[Struct]) -> Any:
 def parsed(row: Raw) -> Any:
     """A row with all its fields; bytes that are not UTF-8 become surrogates, which no `Text` holds.
 
-    Raises ValueError or RecursionError: numbers or nesting without end.
+    Raises:
+        ValueError: numbers without end.
+        RecursionError: nesting without end.
     """
     return json.loads(bytes(row).decode(errors="surrogateescape"))
 
