@@ -25,7 +25,7 @@ from PIL import Image
 from spatext_lab.figures.png import png
 from spatext_lab.scene import Scene
 from spatext_lab.scene.notes import collected
-from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.base import ScenePipeline
 from spatext_lab.widgets.painter import Painter
 from spatext_lab.widgets.sources import script, style
 
@@ -76,7 +76,7 @@ class Request:
 Frame = tuple[int, Image.Image]  # the number of steps done, and the predicted image
 
 
-def frames(pipeline: TextToImagePipeline, request: Request) -> Iterator[Frame]:
+def frames(pipeline: ScenePipeline, request: Request) -> Iterator[Frame]:
     """Yield the predicted clean image after every step; the last one is the result."""
     for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
         yield done, pipeline.decode(step.x_0)[0]
@@ -105,7 +105,7 @@ class Live(anywidget.AnyWidget):
     image = CByteMemoryView().tag(sync=True)  # the last finished one, a PNG
     alt = traitlets.Unicode("No image yet").tag(sync=True)
 
-    def __init__(self, painter: Painter, pipelines: Mapping[str, TextToImagePipeline]) -> None:
+    def __init__(self, painter: Painter, pipelines: Mapping[str, ScenePipeline]) -> None:
         if not pipelines:
             raise ValueError("pipelines is empty: pass pipelines by name, {'SpaText': pipeline}")
         self.painter, self.pipelines = painter, dict(pipelines)
