@@ -60,7 +60,12 @@ class SpaTextPipeline(ScenePipeline):
         >>> image = pipeline(scene, seed=3).images[0]
     """
 
-    PARTS_FROM = ("spatext_lab.clip", "spatext_lab.spatext.prior", "spatext_lab.spatext.pixel")
+    PARTS_FROM = (
+        *ScenePipeline.PARTS_FROM,
+        "spatext_lab.clip",
+        "spatext_lab.spatext.prior",
+        "spatext_lab.spatext.pixel",
+    )
     model_cpu_offload_seq = "text_encoder->clip->prior->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "prior"]
 

@@ -22,7 +22,7 @@ def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     if extra < 1:
         raise ValueError(f"extra is {extra}; pass the number of channels of the map, at least 1")
     # from_pretrained(..., ignore_mismatched_sizes=True) would leave uninitialised memory there
-    return _with_inputs(unet, unet.conv_in.in_channels + extra)
+    return _with_inputs(unet, extra)
 
 
 def narrow_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -30,26 +30,29 @@ def narrow_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
     Its output is exactly that of `unet` with a zero map.
     """
-    return _with_inputs(unet, unet.config.out_channels)
+    return _with_inputs(unet, unet.config.out_channels - unet.config.in_channels)
 
 
-def _with_inputs(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
-    """A copy that takes `channels`: the first ones unchanged, new ones with weight zero."""
+def _with_inputs(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """A copy that takes `extra` more channels, fewer where negative; new ones have weight zero.
+
+    The first convolution may read more than the U-Net is passed, as `PocketUNet`'s does.
+    """
     changed = copy.deepcopy(unet)
     old = changed.conv_in
     new = nn.Conv2d(
-        channels,
+        old.in_channels + extra,
         old.out_channels,
         old.kernel_size,
         padding=old.padding,
         device=old.weight.device,
         dtype=old.weight.dtype,
     )
-    same = min(channels, old.in_channels)
+    same = min(new.in_channels, old.in_channels)
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, :same] = old.weight[:, :same]
         new.bias.copy_(old.bias)
     changed.conv_in = new
-    changed.register_to_config(in_channels=channels)
+    changed.register_to_config(in_channels=unet.config.in_channels + extra)
     return changed

@@ -40,7 +40,8 @@ HUB_FILES = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
 class ScenePipeline(DiffusionPipeline):
     """A `DiffusionPipeline` whose input is a `Scene`: the base of every method here."""
 
-    PARTS_FROM: tuple[str, ...] = ()  # modules of this package that a folder's parts may come from
+    # modules of this package that a folder's parts may come from
+    PARTS_FROM: tuple[str, ...] = ("spatext_lab.text_to_image.unet",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -94,8 +94,11 @@ def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dic
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint; start without --resume")
     record, tensors = _read(folder / FILE)
-    known = record["made"] | record["plan"]
-    for name, value in ((made or {}) | asdict(plan)).items():
+    known, asked = record["made"] | record["plan"], (made or {}) | asdict(plan)
+    old = Plan(**record["plan"])
+    if all(old.rate(step) == plan.rate(step) for step in range(record["done"])):
+        del asked["steps"]  # so far it is the run of so many steps, too
+    for name, value in asked.items():
         if known.get(name) != value:
             raise ValueError(
                 f"{name} is {_shown(value)}; the run in {folder} has {_shown(known.get(name))}: "

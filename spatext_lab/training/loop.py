@@ -52,9 +52,10 @@ class Trainer:
         # bfloat16 pays on a GPU; without special instructions a CPU is far slower with it.
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.module.to(self.accelerator.device)
-        weights = [p for p in self.module.parameters() if p.requires_grad]
+        groups = _groups(self.module, self.plan.slower)
+        weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
-            weights, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
+            groups, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
         )
         self.ema = EMAModel(weights, decay=self.plan.ema_decay, foreach=True)
         self.weights = weights
@@ -78,7 +79,7 @@ class Trainer:
         self.module.train()
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + index)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate(index)
+            group["lr"] = group["fraction"] * self.plan.rate(index)
         with self.accelerator.autocast():
             loss = self.loss_at(index, generator)
         if not torch.isfinite(loss):
@@ -94,3 +95,17 @@ class Trainer:
         """Replaces the weights by their moving average, which is what is saved and measured."""
         self.ema.copy_to(self.weights)
         self.module.eval()
+
+
+def _groups(module: torch.nn.Module, slower: dict[str, float]) -> list[dict]:
+    """The trained weights by their fraction of the rate, those at the full rate first."""
+    fractions = {
+        weight: fraction
+        for name, fraction in slower.items()
+        for weight in module.get_submodule(name).parameters()
+    }
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    return [
+        {"params": [w for w in trained if fractions.get(w, 1.0) == fraction], "fraction": fraction}
+        for fraction in sorted({fractions.get(w, 1.0) for w in trained}, reverse=True)
+    ]

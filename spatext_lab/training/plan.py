@@ -2,7 +2,7 @@
 """How long, how fast and where to train."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -19,11 +19,16 @@ class Plan:
 
     steps: int  # optimiser steps
     lr: float  # the highest learning rate
-    warmup: int = 100  # steps of linear warm-up, then half a cosine down to zero
+    warmup: int = 100  # steps of linear warm-up
+    # Last steps, in which a constant rate falls to zero; None for half a cosine over the whole run.
+    # Under a constant rate a run can be made shorter or longer while it runs.
+    cooldown: int | None = None
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # maximum norm of the gradient
     ema_decay: float = 0.999  # of the moving average, at most; it warms up as (1 + i) / (10 + i)
     seed: int = 0
+    # children of the module that learn more slowly, with their fraction of the rate
+    slower: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least, most in (("steps", 1, 10**9), ("seed", 0, LAST_SEED)):
@@ -34,7 +39,9 @@ class Plan:
     def rate(self, step: int) -> float:
         """The learning rate of a step, a pure function of its number."""
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if self.cooldown is None:
+            return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.lr * warm * min(1.0, (self.steps - step) / self.cooldown)
 
 
 def device_of(name: str) -> str:

@@ -102,6 +102,24 @@ def test_another_plan_is_refused(tmp_path, change):
         checkpoint.load(trainer(replace(PLAN, **change)), tmp_path / "saved")
 
 
+@pytest.mark.parametrize("steps", [12, 40])
+def test_under_a_constant_rate_a_run_can_be_made_shorter_or_longer(tmp_path, steps):
+    """It is then, to the last bit, the run that had so many steps from the first."""
+    plan = replace(PLAN, cooldown=4, slower={"second": 0.5})
+    checkpoint.save(run_to(trainer(plan), 8), tmp_path / "saved")
+    other = replace(plan, steps=steps)
+    again = trainer(other)
+    checkpoint.load(again, tmp_path / "saved")
+    assert_same(run_to(again, steps), run_to(trainer(other), steps))
+
+
+def test_a_run_that_would_have_cooled_down_by_now_is_refused(tmp_path):
+    plan = replace(PLAN, cooldown=4)
+    checkpoint.save(run_to(trainer(plan), 10), tmp_path / "saved")
+    with pytest.raises(ValueError, match="plan is"):
+        checkpoint.load(trainer(replace(plan, steps=12)), tmp_path / "saved")
+
+
 def test_where_nothing_was_saved(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint; start without --resume"):
         checkpoint.load(trainer(), tmp_path / "saved")

@@ -45,6 +45,17 @@ def test_without_warm_up_the_first_step_is_the_fastest(warmup):
     assert plan.rate(1) < 1.0
 
 
+def test_a_constant_rate_that_cools_down_in_closed_form():
+    plan = Plan(steps=100, lr=2.0, warmup=10, cooldown=20)
+    assert plan.rate(4) == pytest.approx(1.0)
+    assert {plan.rate(step) for step in range(9, 81)} == {2.0}
+    assert plan.rate(90) == pytest.approx(1.0)
+    assert plan.rate(99) == pytest.approx(0.1)
+    # a longer run has the same rates until the shorter one cools down
+    longer = Plan(steps=500, lr=2.0, warmup=10, cooldown=20)
+    assert [plan.rate(step) for step in range(81)] == [longer.rate(step) for step in range(81)]
+
+
 # --- a step ---------------------------------------------------------------------------------------
 
 
@@ -91,6 +102,20 @@ def test_a_run_against_the_formulas(plan):
     for ours, slow in zip(run.weights, average, strict=True):
         assert_close(ours.detach(), slow, atol=1e-5, rtol=1e-4)
     assert not run.module.training
+
+
+def test_a_part_can_learn_more_slowly():
+    """Adam's first step is the rate in each number, whatever the gradient's size."""
+    plan = Plan(steps=1, lr=0.02, warmup=0, weight_decay=0.0, slower={"second": 0.2})
+    run = trainer(plan)
+    before = copy.deepcopy(run.module.state_dict())
+    list(run.run())
+    for name, rate in {"first.weight": 0.02, "second.weight": 0.004, "second.bias": 0.004}.items():
+        moved = (run.module.state_dict()[name] - before[name]).abs()
+        assert_close(moved, torch.full_like(moved, rate), atol=1e-5, rtol=1e-3)
+    assert {id(weight) for weight in run.weights} == {
+        id(weight) for weight in run.module.parameters() if weight.requires_grad
+    }
 
 
 def test_what_a_step_tells():

@@ -73,10 +73,14 @@ def small(monkeypatch, root):
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (text_to_image, spatext, prior, reco):
+    for module in (spatext, prior, reco):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (text_to_image, spatext, pixel, prior, reco_views):
+    for module in (spatext, pixel, prior, reco_views):
         monkeypatch.setattr(module, "SCENES", 8)
+    for size in ("SMALL", "LARGE"):
+        monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
+        monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
+    monkeypatch.setattr(text_to_image, "SMALL_STEPS", 1)
     monkeypatch.setattr(reco_views, "PER_SKILL", 1)
     monkeypatch.setattr(reco_aids, "TEXTS", 40)
     monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)

@@ -81,7 +81,14 @@ RECIPES = {
     ),
     "text-to-image": Recipe(
         "text-to-image",
-        Plan(steps=4000, lr=1e-3),
+        Plan(
+            steps=30_000,
+            lr=1e-3,
+            warmup=500,
+            cooldown=3000,
+            ema_decay=0.9995,
+            slower={"text_encoder": 0.2},
+        ),
         0.65,
         "generates pocket images from captions; the base of SpaText and ReCo",
     ),

@@ -1,40 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket text-to-image model: a small Stable Diffusion, U-Net and text encoder from scratch."""
+"""The pocket text-to-image model: a small Stable Diffusion that learns to draw by captions alone.
 
+One run in two stages. At first all images have 8 x 8 latents: crops around an object and large
+objects at half the resolution, which cost a quarter of a whole image and show what a caption says
+in most of their cells. From SMALL_STEPS on, three steps of four have whole images, 16 x 16 latents.
+The text encoder starts as the pocket CLIP's text transformer, as Stable Diffusion's is CLIP's.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from einops import repeat
+from diffusers import AutoencoderTiny, DDIMScheduler
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab import zoo
-from spatext_lab.clip import hidden_states
-from spatext_lab.diffusion import (
-    Condition,
-    UNetDenoiser,
-    drop_conditions,
-    noise_schedule,
-    training_loss,
-)
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
+from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, training_loss
+from spatext_lab.images import encode, to_tensor
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.text_to_image.tokenizer import new_tokenizer
-from spatext_lab.training import cache
+from spatext_lab.text_to_image.unet import PocketUNet
+from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 
-BATCH, SCENES, DROP = 32, 16_000, 0.1
-TEXT_WIDTH = 96
+SMALL_STEPS = 6000  # of the first stage
+SMALL_BATCH, LARGE_BATCH = 64, 32
+# New views are rendered for every BLOCK steps, so each is seen a few times and never again.
+BLOCK, SMALL_VIEWS, LARGE_VIEWS = 200, 3072, 1536
+DROP = 0.1
+CAPTION = 77  # tokens that Stable Diffusion's text encoder reads
+# Most of a caption's tokens are padding, which costs as much as the words. This fraction of the
+# steps has all of it, as sampling has; the others have what their longest caption needs.
+FULL_LENGTH = 1 / 8
+OBJECT_WEIGHT = 3.0  # of a cell full of an object, in whole images, where x_t has no noise
+_CHUNK = 64
 
 
-def new_unet(
-    in_channels: int = 4, out_channels: int = 4, text_width: int = TEXT_WIDTH
-) -> UNet2DConditionModel:
-    """Stable Diffusion's U-Net, small: attention where the picture is 8 x 8 and 4 x 4."""
-    return UNet2DConditionModel(
+@dataclass(frozen=True)
+class Views:
+    """Views as tensors."""
+
+    latents: Float[Tensor, "n 4 h w"]
+    captions: list[tuple[str, ...]]
+    windows: Float[Tensor, "n 4"]
+    coverage: Float[Tensor, "n 1 h w"]  # the fraction of each cell that objects cover
+
+    def draw_captions(self, index: Tensor, generator: torch.Generator) -> list[str]:
+        """One caption of each view, at random."""
+        u = torch.rand(len(index), generator=generator).tolist()
+        choices = (self.captions[i] for i in index.tolist())
+        return [some[int(x * len(some))] for some, x in zip(choices, u, strict=True)]
+
+
+@torch.no_grad()
+def encoded(views: list[View], vae) -> Views:
+    """The views' latents, and what the loss needs beside them."""
+    images = to_tensor(np.stack([view.image for view in views])).to(vae.device)
+    latents = torch.cat([encode(vae, some) for some in images.split(_CHUNK)]).cpu()
+    objects = torch.from_numpy(np.stack([view.objects for view in views])).float()
+    h, w = latents.shape[2:]
+    coverage = reduce(objects, "n (h p) (w q) -> n 1 h w", "mean", h=h, w=w)
+    windows = torch.tensor([view.window for view in views])
+    return Views(latents, [view.captions for view in views], windows, coverage)
+
+
+def is_small(step: int) -> bool:
+    """Whether the step has 8 x 8 latents: all of the first stage, then one step of four."""
+    return step < SMALL_STEPS or step % 4 == 0
+
+
+# As far as x_t shows the objects: at the noisy end, where it does not, a larger weight would draw
+# the prediction towards objects that need not be there.
+def object_weights(
+    coverage: Float[Tensor, "b 1 h w"], t: Int[Tensor, "b"], scheduler: DDIMScheduler
+) -> Float[Tensor, "b 1 h w"]:
+    """1 + (OBJECT_WEIGHT - 1) sqrt(alpha_bar_t) coverage, brought to mean 1 over the batch."""
+    signal = rearrange(scheduler.alphas_cumprod[t].sqrt(), "b -> b 1 1 1")
+    weights = 1 + (OBJECT_WEIGHT - 1) * signal * coverage
+    return weights / weights.mean()
+
+
+def new_unet(in_channels: int, out_channels: int, text_width: int) -> PocketUNet:
+    """Stable Diffusion's U-Net, small: 4.2 million weights, attention at 8 x 8 and 4 x 4."""
+    return PocketUNet(
         sample_size=16,
         in_channels=in_channels,
         out_channels=out_channels,
-        block_out_channels=(64, 64, 96),
+        block_out_channels=(64, 96, 96),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -44,64 +101,68 @@ def new_unet(
     )
 
 
-def new_text_encoder(tokenizer) -> CLIPTextModel:
-    """CLIP's text transformer, small, with the full 77 positions."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 def new_pipeline() -> TextToImagePipeline:
-    """The shipped autoencoder, and everything else with random weights."""
-    tokenizer = new_tokenizer()
+    """The shipped autoencoder, the pocket CLIP's text transformer and a U-Net of random weights."""
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+    text_encoder, tokenizer = clip.text_transformer(CAPTION), clip.tokenizer.tokenizer
+    tokenizer.model_max_length = CAPTION
     vae = AutoencoderTiny.from_pretrained(
         zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
     )
-    return TextToImagePipeline(
-        new_unet(), vae, new_text_encoder(tokenizer), tokenizer, noise_schedule()
-    )
+    unet = new_unet(4, 4, text_encoder.config.hidden_size)
+    return TextToImagePipeline(unet, vae, text_encoder, tokenizer, noise_schedule())
 
 
-def make(plan: Plan, device: str, *, base: str | None = None) -> Job:
-    """The plain diffusion loss on cached latents; caption dropped for one image in ten.
+def make(plan: Plan, device: str) -> Job:
+    """The diffusion loss on views that are rendered without end; one caption in ten is dropped.
 
     Args:
-        base: the model to continue from, "pocket" or a folder; random weights if not given.
+        plan: the run's length and rate; where it stops has no effect on the steps before it.
+        device: "cpu", or "auto" for a GPU where there is one.
     """
     torch.manual_seed(plan.seed)
-    if base:
-        folder = zoo.folder(base, "text-to-image")
-        model = TextToImagePipeline.from_pretrained(folder).to(device_of(device))
-    else:
-        model = new_pipeline()
-    unet, text_encoder, vae = model.unet, model.text_encoder, model.vae
-    tokenizer, scheduler, denoiser = model.tokenizer, model.scheduler, UNetDenoiser(unet)
-    pool = cache.build(cache.pocket_examples(SCENES), SCENES, vae)
+    model = new_pipeline()
+    unet, scheduler = model.unet, model.scheduler
+    model.vae.to(device_of(device))
+
+    @lru_cache(maxsize=2)
+    def views(small: bool, block: int) -> Views:
+        render, count = (small_view, SMALL_VIEWS) if small else (large_view, LARGE_VIEWS)
+        numbers = range(block * count, (block + 1) * count)
+        return encoded([render(number, plan.seed) for number in numbers], model.vae)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
-        texts = [*pool.draw_captions(index, generator), ""]
-        text = hidden_states(text_encoder, tokenizer, texts, unet.device)  # with gradients
-        condition = Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=BATCH))
-        drop = (torch.rand(BATCH, generator=generator) < DROP).to(unet.device)
-        condition = drop_conditions(condition, drop, drop)
+        small = is_small(step)
+        pool, batch = views(small, step // BLOCK), SMALL_BATCH if small else LARGE_BATCH
+        index = torch.randint(len(pool.latents), (batch,), generator=generator)
+        condition = conditions(model, pool, index, generator)
         x_0 = pool.latents[index]
-        noise, t = cache.draw_noise(x_0, scheduler, generator)
-        x_0, t, noise = (each.to(unet.device) for each in (x_0, t, noise))
-        return training_loss(denoiser, x_0, condition, t, noise, scheduler)
+        noise, t = draw_noise(x_0, scheduler, generator)
+        weight = None if small else object_weights(pool.coverage[index], t, scheduler)
+        window = pool.windows[index].to(unet.device)
 
-    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+        def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return unet(x_t, t, condition.text, window=window).sample
+
+        x_0, noise, t = (one.to(unet.device) for one in (x_0, noise, t))
+        weight = weight if weight is None else weight.to(unet.device)
+        return training_loss(denoiser, x_0, condition, t, noise, scheduler, weight)
+
+    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
-    scenes = f"pocket scenes train 0-{SCENES - 1}"
-    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, scenes)
+    data = "pocket views rendered while it learns: crops, large objects, scenes, PaintSkills"
+    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, data)
+
+
+def conditions(
+    model: TextToImagePipeline, pool: Views, index: Tensor, generator: torch.Generator
+) -> Condition:
+    """A caption of each view, with gradients for the text encoder; in DROP of all cases none."""
+    full_length = torch.rand((), generator=generator).item() < FULL_LENGTH
+    texts = [*pool.draw_captions(index, generator), ""]
+    padding = "max_length" if full_length else "longest"
+    ids = model.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
+    text = model.text_encoder(ids.to(model.unet.device)).last_hidden_state
+    condition = Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=len(index)))
+    drop = (torch.rand(len(index), generator=generator) < DROP).to(model.unet.device)
+    return drop_conditions(condition, drop, drop)

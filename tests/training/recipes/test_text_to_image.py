@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text-to-image recipe: what a step learns from, and its loss by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from torch.testing import assert_close
+
+from spatext_lab import zoo
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
+from spatext_lab.diffusion import noise_schedule
+from spatext_lab.images import encode, to_tensor
+from spatext_lab.training.loop import Plan
+from spatext_lab.training.recipes import text_to_image
+from tests.tiny import tiny_model
+
+PLAN = Plan(steps=12, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, root):
+    """Two steps of small images first, blocks of eight steps, batches of four of eight views."""
+    monkeypatch.setattr(text_to_image, "SMALL_STEPS", 2)
+    monkeypatch.setattr(text_to_image, "BLOCK", 8)
+    for size in ("SMALL", "LARGE"):
+        monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
+        monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
+    monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
+
+
+def test_small_images_first_then_one_step_of_four():
+    small = [text_to_image.is_small(step) for step in range(10)]
+    assert small == [True, True, False, False, True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("render", [small_view, large_view])
+def test_views_as_tensors_against_one_at_a_time(root, render, monkeypatch):
+    monkeypatch.setattr(text_to_image, "_CHUNK", 2)
+    vae = AutoencoderTiny.from_pretrained(root / "text-to-image" / "vae")
+    views = [render(number) for number in range(5)]
+    ours = text_to_image.encoded(views, vae)
+    for i, view in enumerate(views):
+        with torch.no_grad():
+            latents = encode(vae, to_tensor(view.image[None]))[0]
+        assert_close(ours.latents[i], latents, atol=1e-5, rtol=1e-4)
+        assert ours.captions[i] == view.captions
+        assert_close(ours.windows[i], torch.tensor(view.window))
+        for y in range(latents.shape[1]):
+            for x in range(latents.shape[2]):
+                cell = view.objects[4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                assert ours.coverage[i, 0, y, x].item() == pytest.approx(cell.mean())
+
+
+def test_object_weights_in_closed_form():
+    """Full and empty cells at the clean end are as 3 to 1, at the noisy end alike; mean 1."""
+    coverage = torch.zeros(2, 1, 2, 2)
+    coverage[:, 0, 0] = 1
+    weights = text_to_image.object_weights(coverage, torch.tensor([0, 999]), noise_schedule())
+    assert weights.mean().item() == pytest.approx(1)
+    assert_close(weights[0, 0, 0] / weights[0, 0, 1], torch.tensor([3.0, 3.0]), atol=1e-2, rtol=0)
+    assert_close(weights[1], weights[1, 0, 0, 0].expand(1, 2, 2), atol=1e-3, rtol=0)
+
+
+def test_it_starts_as_clips_text_transformer_and_a_small_unet(root):
+    model = text_to_image.new_pipeline()
+    clip = Clip.from_pretrained(root / "spatext" / "clip")
+    ids = model.tokenizer("a red ball", padding="max_length", return_tensors="pt").input_ids
+    assert ids.shape == (1, 77)
+    with torch.no_grad():
+        states = model.text_encoder(ids).last_hidden_state
+        assert torch.equal(states, clip.text_transformer(77)(ids).last_hidden_state)
+    weights = text_to_image.new_unet(4, 4, 128).parameters()
+    assert sum(weight.numel() for weight in weights) <= 4_500_000
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_the_loss_is_that_of_the_views(step):
+    """With the step's own random numbers drawn again by hand, and the network called by hand."""
+    job = text_to_image.make(PLAN, "cpu")
+    model, n = text_to_image.new_pipeline(), 4
+    unet, text_encoder = job.module["unet"], job.module["text_encoder"]
+    render = small_view if step == 0 else large_view
+    pool = text_to_image.encoded([render(number) for number in range(8)], model.vae)
+    generator = torch.Generator().manual_seed(5)
+    index = torch.randint(8, (n,), generator=generator)
+    full = torch.rand((), generator=generator) < text_to_image.FULL_LENGTH
+    texts = pool.draw_captions(index, generator)
+    drop = torch.rand(n, generator=generator) < text_to_image.DROP
+    noise = torch.randn(pool.latents[index].shape, generator=generator)
+    t = torch.randint(1000, (n,), generator=generator)
+    length = 77 if full else min(77, max(len(row) for row in model.tokenizer(texts).input_ids))
+    texts = ["" if gone else text for text, gone in zip(texts, drop, strict=True)]
+    rows = model.tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+    alpha = model.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_0 = pool.latents[index]
+    with torch.no_grad():
+        text = text_encoder(rows.input_ids).last_hidden_state
+        x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
+        v = unet(x_t, t, text, window=pool.windows[index]).sample
+        errors = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square()
+        if step == 2:
+            weight = 1 + 2 * alpha.sqrt() * pool.coverage[index]
+            errors = errors * weight / weight.mean()
+        ours = job.loss_at(step, torch.Generator().manual_seed(5))
+    assert_close(ours, errors.mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_every_block_of_steps_has_views_of_its_own(monkeypatch):
+    """Rendered when they are needed, not again; where a run goes on changes nothing."""
+    seen = []
+
+    def render(number: int, seed: int) -> View:
+        seen.append(number)
+        return large_view(number, seed)
+
+    monkeypatch.setattr(text_to_image, "large_view", render)
+    job = text_to_image.make(PLAN, "cpu")
+    for step in (2, 3, 5, 9, 17):
+        job.loss_at(step, torch.Generator().manual_seed(step))
+    assert seen == list(range(24))
+    seen.clear()
+    again = text_to_image.make(PLAN, "cpu")
+    with torch.no_grad():
+        both = [one.loss_at(9, torch.Generator().manual_seed(9)) for one in (job, again)]
+    assert seen[-8:] == list(range(8, 16))
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("part", [0.0, 1.0])
+def test_some_steps_have_the_whole_padding(monkeypatch, part):
+    monkeypatch.setattr(text_to_image, "FULL_LENGTH", part)
+    job, lengths = text_to_image.make(PLAN, "cpu"), []
+    job.module["text_encoder"].register_forward_hook(
+        lambda _, inputs, out: lengths.append(out.last_hidden_state.shape[1])
+    )
+    for step in range(4):
+        job.loss_at(step, torch.Generator().manual_seed(step))
+    assert set(lengths) == {77} if part else min(lengths) < 77
+
+
+def test_captions_are_drawn_evenly():
+    views = text_to_image.Views(
+        torch.zeros(2, 4, 2, 2), [("a", "b"), ("c",)], torch.zeros(2, 4), torch.zeros(2, 1, 2, 2)
+    )
+    index = torch.tensor([0, 1] * 300)
+    drawn = views.draw_captions(index, torch.Generator().manual_seed(0))
+    assert set(drawn[1::2]) == {"c"}
+    assert 110 < np.sum([caption == "a" for caption in drawn[::2]]) < 190
