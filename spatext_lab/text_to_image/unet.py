@@ -5,7 +5,7 @@ import math
 from functools import wraps
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401, diffusers looks for it here
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn

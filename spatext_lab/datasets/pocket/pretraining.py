@@ -40,7 +40,7 @@ from spatext_lab.datasets.pocket.world import (
     pocket_item,
     random_look,
 )
-from spatext_lab.scene.places import Box, box_at
+from spatext_lab.scene.places import Box
 
 CROP = SIZE // 2  # pixels, of a crop and of an image at half the resolution
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -143,7 +143,7 @@ def _skill(rng: Random, seed: int) -> View:
     """A training item of PaintSkills with its prompt."""
     skill = rng.choices(tuple(SKILL_WEIGHTS), tuple(SKILL_WEIGHTS.values()))[0]
     item = skill_item(skill, "train", rng.randrange(SPLITS[skill]["train"]), seed)
-    objects = np.any([box_at(thing.box, SIZE, SIZE) for thing in item.things], axis=0)
+    objects = np.any([region.mask_at(SIZE, SIZE) for region in item.scene.regions], axis=0)
     return View(item.image, (item.prompt,), objects)
 
 

@@ -104,7 +104,7 @@ def new_unet(in_channels: int, out_channels: int, text_width: int) -> PocketUNet
 def new_pipeline() -> TextToImagePipeline:
     """The shipped autoencoder, the pocket CLIP's text transformer and a U-Net of random weights."""
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-    text_encoder, tokenizer = clip.text_transformer(CAPTION), clip.tokenizer.tokenizer
+    text_encoder, tokenizer = clip.text_transformer(CAPTION), clip.tokenizer
     tokenizer.model_max_length = CAPTION
     vae = AutoencoderTiny.from_pretrained(
         zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32

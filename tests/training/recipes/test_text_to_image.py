@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text-to-image recipe: what a step learns from, and its loss by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch.testing import assert_close
 
 from spatext_lab import zoo
@@ -14,27 +12,23 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.images import encode, to_tensor
+from spatext_lab.scene import Scene
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes import text_to_image
-from tests.tiny import tiny_model
 
 PLAN = Plan(steps=12, lr=1e-3)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture(autouse=True)
-def small(monkeypatch, root):
+def small(monkeypatch):
     """Two steps of small images first, blocks of eight steps, batches of four of eight views."""
     monkeypatch.setattr(text_to_image, "SMALL_STEPS", 2)
     monkeypatch.setattr(text_to_image, "BLOCK", 8)
     for size in ("SMALL", "LARGE"):
         monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
         monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
-    monkeypatch.setattr(zoo, "folder", lambda model, part: root / part)
 
 
 def test_small_images_first_then_one_step_of_four():
@@ -43,9 +37,11 @@ def test_small_images_first_then_one_step_of_four():
 
 
 @pytest.mark.parametrize("render", [small_view, large_view])
-def test_views_as_tensors_against_one_at_a_time(root, render, monkeypatch):
+def test_views_as_tensors_against_one_at_a_time(render, monkeypatch):
     monkeypatch.setattr(text_to_image, "_CHUNK", 2)
-    vae = AutoencoderTiny.from_pretrained(root / "text-to-image" / "vae")
+    vae = AutoencoderTiny.from_pretrained(
+        zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
+    )
     views = [render(number) for number in range(5)]
     ours = text_to_image.encoded(views, vae)
     for i, view in enumerate(views):
@@ -70,9 +66,9 @@ def test_object_weights_in_closed_form():
     assert_close(weights[1], weights[1, 0, 0, 0].expand(1, 2, 2), atol=1e-3, rtol=0)
 
 
-def test_it_starts_as_clips_text_transformer_and_a_small_unet(root):
+def test_it_starts_as_clips_text_transformer_and_a_small_unet():
     model = text_to_image.new_pipeline()
-    clip = Clip.from_pretrained(root / "spatext" / "clip")
+    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
     ids = model.tokenizer("a red ball", padding="max_length", return_tensors="pt").input_ids
     assert ids.shape == (1, 77)
     with torch.no_grad():
@@ -145,6 +141,21 @@ def test_some_steps_have_the_whole_padding(monkeypatch, part):
     for step in range(4):
         job.loss_at(step, torch.Generator().manual_seed(step))
     assert set(lengths) == {77} if part else min(lengths) < 77
+
+
+def test_a_saved_model_is_read_and_samples(tmp_path):
+    """By our pipeline and by diffusers' own, from the same folder: the same latents."""
+    text_to_image.make(PLAN, "cpu").save(tmp_path)
+    pipeline = TextToImagePipeline.from_pretrained(tmp_path)
+    assert isinstance(pipeline.unet, PocketUNet)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"}
+    ours = pipeline(Scene("a red ball"), latents=noise, **settings).images
+    theirs = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    theirs.set_progress_bar_config(disable=True)
+    assert_close(ours, theirs("a red ball", latents=noise, **settings).images, atol=1e-3, rtol=1e-3)
 
 
 def test_captions_are_drawn_evenly():
