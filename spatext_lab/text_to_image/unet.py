@@ -52,7 +52,7 @@ class PocketUNet(UNet2DConditionModel):
                 None for all of it, at whatever resolution `sample` has.
         """
         if window is None:
-            window = sample.new_tensor(WHOLE).expand(len(sample), 4)
+            window = torch.tensor(WHOLE, device=sample.device).expand(len(sample), 4)
         where = positions(window, *sample.shape[2:]).to(sample)
         # positions first: SpaText's wider convolution appends its channels at the end
         return super().forward(

@@ -152,7 +152,11 @@ def test_a_saved_model_is_read_and_samples(tmp_path):
     settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"}
     ours = pipeline(Scene("a red ball"), latents=noise, **settings).images
     theirs = StableDiffusionPipeline.from_pretrained(
-        tmp_path, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        tmp_path,
+        torch_dtype=torch.float32,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     theirs.set_progress_bar_config(disable=True)
     assert_close(ours, theirs("a red ball", latents=noise, **settings).images, atol=1e-3, rtol=1e-3)
