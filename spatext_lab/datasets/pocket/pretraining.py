@@ -65,8 +65,11 @@ def small_view(index: int, seed: int = 0) -> View:
 
 
 def large_view(index: int, seed: int = 0) -> View:
-    """View `index` of 64 x 64 pixels: PaintSkills' training items (half of all), scenes of the
-    pocket world (a third), large objects (a sixth)."""
+    """View `index` of 64 x 64 pixels.
+
+    Half of them are PaintSkills' training items, a third scenes of the pocket world, a sixth large
+    objects.
+    """
     rng, turn = Random(f"{seed}/large/{index}"), index % 6
     if turn < 3:
         return _skill(rng, seed)
