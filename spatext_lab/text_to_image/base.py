@@ -58,7 +58,7 @@ class ScenePipeline(DiffusionPipeline):
         Args:
             folder: a path, or the id of a model on the Hugging Face hub ("user/model"), which is
                 downloaded first.
-            torch_dtype: precision of the weights; single by default.
+            torch_dtype: precision of the weights; single by default. diffusers calls it `dtype` too.
             kwargs: parts to use in place of the folder's (`scheduler=...`), and further arguments
                 of `DiffusionPipeline.from_pretrained` (`variant`, `device_map`, ...).
 
@@ -76,7 +76,7 @@ class ScenePipeline(DiffusionPipeline):
             if library is None or not (folder / name).is_dir():
                 raise FileNotFoundError(f"{folder} has no part {name!r}; {cls.__name__} needs it")
             cls._check_part(folder / name, library, kind)
-        dtype = {"torch_dtype": torch_dtype or torch.float32}
+        dtype = {"dtype": kwargs.pop("dtype", torch_dtype) or torch.float32}
         pipeline = super().from_pretrained(folder, **dtype, use_safetensors=True, **kwargs)
         for part in pipeline.components.values():
             if hasattr(part, "register_to_config"):  # a path of one machine does not belong there

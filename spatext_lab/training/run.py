@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from spatext_lab import zoo
 from spatext_lab.datasets.coco import PhotoChoice
+from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
 from spatext_lab.training import checkpoint
@@ -79,7 +80,8 @@ def run(
             checkpoint.load(trainer, saved, made)
         else:
             checkpoint.set_aside(saved)
-        _train(trainer, saved, made)
+        with few_threads(job.module):
+            _train(trainer, saved, made)
         trainer.use_average()
         _write_model(out, job, _facts(recipe, job, trainer, options))
     return out
