@@ -58,7 +58,7 @@ class ScenePipeline(DiffusionPipeline):
         Args:
             folder: a path, or the id of a model on the Hugging Face hub ("user/model"), which is
                 downloaded first.
-            torch_dtype: precision of the weights; single by default. diffusers calls it `dtype` too.
+            torch_dtype: precision of the weights; single by default. `dtype` means the same.
             kwargs: parts to use in place of the folder's (`scheduler=...`), and further arguments
                 of `DiffusionPipeline.from_pretrained` (`variant`, `device_map`, ...).
 
