@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`spatext-lab tour`: everything once, on one page of pictures and numbers.
+"""`spatext-lab tour`: everything once, on one page of images and numbers.
 
-A scene, its map, its pictures with and without the map, the guidance scales, the scene as ReCo's
+A scene, its map, its images with and without the map, the guidance scales, the scene as ReCo's
 sentence, a fine-tune in which control appears, the same on photos where there are some, and a few
 measured numbers.
 """
@@ -21,7 +21,7 @@ import torch
 from spatext_lab import zoo
 from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.scene import Scene
-from spatext_lab.tour import adapt, looking, measure, photos, sentence
+from spatext_lab.tour import fine_tune, measure, photos, sampling, sentence
 from spatext_lab.tour.page import Page, finish, start
 from spatext_lab.tour.plan import Budget, Section, Tour, quiet
 
@@ -29,12 +29,12 @@ __all__ = ["Budget", "run"]
 
 SCENE = "scenes/starry-night.json"
 SECTIONS: dict[str, Section] = {
-    "A scene is what you ask for": looking.scene,
-    "The map is what the network reads": looking.st_map,
-    "With the map and without it": looking.with_and_without,
-    "How loud is each condition?": looking.sweep,
+    "A scene is what you ask for": sampling.scene,
+    "The map is what the network reads": sampling.st_map,
+    "With the map and without it": sampling.with_and_without,
+    "How loud is each condition?": sampling.sweep,
     "The same as one sentence": sentence.section,
-    "Control appears": adapt.section,
+    "Control appears": fine_tune.section,
     "The same on photos": photos.section,
     "How good is it?": measure.section,
 }
@@ -109,11 +109,11 @@ def _write(tour: Tour, seconds: float) -> None:
     tour.page.write(
         "What goes where",
         "A tour of spatext_lab: a scene is written down once, a small diffusion model draws it. "
-        f"Every picture and number on this page was made on this machine in {_spoken(seconds)}.",
+        f"Every image and number on this page was made on this machine in {_spoken(seconds)}.",
         [
             (f"{found['spatext']['local_iou']:.2f}", "local IoU with the map"),
             (f"{found['text']['local_iou']:.2f}", "local IoU with the caption alone"),
-            (f"{found['spatext']['seconds_per_picture']:.2f} s", "for one picture with the map"),
+            (f"{facts['seconds_per_image']['spatext']:.2f} s", "for one image with the map"),
             (_spoken(seconds), f"for this tour, on {threads}"),
         ],
         [

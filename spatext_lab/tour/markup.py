@@ -1,107 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of HTML. Texts go in as plain text and are escaped here, and only here.
+"""Pieces of HTML from the templates, which escape every text.
 
-In prose, `...` between backticks becomes code; nothing else is markup.
+In texts, `...` between backticks becomes code; nothing else is markup.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 
-from spatext_lab.figures.png import colour
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from spatext_lab.figures.png import colour, ink_on
 from spatext_lab.scene import Scene
 
 
-class Html(str):
-    """What needs no escaping any more."""
+def inline(text: str | Markup) -> Markup:
+    """A text, escaped, with `code` in backticks; markup stays as it is."""
+    if isinstance(text, Markup):
+        return text
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
-    __slots__ = ()
+
+TEMPLATES = Environment(
+    loader=PackageLoader("spatext_lab.tour"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+TEMPLATES.filters["inline"] = inline
+_BLOCKS = TEMPLATES.get_template("blocks.html").module
 
 
-def prose(*paragraphs: str) -> Html:
+def prose(*paragraphs: str) -> Markup:
     """Paragraphs of running text."""
-    return Html("".join(f"<p>{inline(text)}</p>\n" for text in paragraphs))
+    return _BLOCKS.prose(paragraphs)
 
 
-def inline(text: str) -> Html:
-    """A text, escaped, with `code` in backticks."""
-    return Html(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
-
-
-def figure(content: Html, see: str, bad: str) -> Html:
+def figure(content: Markup, see: str, bad: str) -> Markup:
     """A figure whose caption says what to see and what is bad about it."""
-    said = (("see", "See", see), ("bad", "Not good", bad))
-    caption = "".join(f'<p><b class="{kind}">{name}</b> {inline(t)}</p>' for kind, name, t in said)
-    return Html(f"<figure>\n{content}\n<figcaption>{caption}</figcaption>\n</figure>\n")
+    return _BLOCKS.figure(content, see, bad)
 
 
-def tiles(cells: Sequence[tuple[Html, str]], width: int = 192) -> Html:
-    """Pictures side by side, each with a label below; as many in a row as fit.
+def tiles(cells: Sequence[tuple[Markup, str]], width: int = 192) -> Markup:
+    """Images side by side, each with a label below; as many in a row as fit.
 
-    width: of one picture in CSS pixels, at most.
+    Args:
+        cells: (image, label) each.
+        width: of one image in CSS pixels, at most.
     """
-    shown = "\n".join(
-        f'<div class="tile">{image}<span>{inline(label)}</span></div>' for image, label in cells
-    )
-    return Html(f'<div class="tiles" style="--tile: {width}px">\n{shown}\n</div>')
+    return _BLOCKS.tiles(cells, width)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str | Html]], kind: str = "numbers") -> Html:
-    """A table; the first cell of each row is its heading. Cells that are HTML stay as they are.
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str | Markup]], kind: str = "numbers"
+) -> Markup:
+    """A table; the first cell of each row is its heading.
 
-    kind: the CSS class: "numbers" or "pictures".
+    Args:
+        head: headings of the columns.
+        rows: cells, texts or markup.
+        kind: the CSS class, "numbers" or "images".
     """
-    top = "".join(f'<th scope="col">{inline(text)}</th>' for text in head)
-    lines = [
-        f'<tr><th scope="row">{inline(first)}</th>{"".join(map(_cell, rest))}</tr>'
-        for first, *rest in rows
-    ]
-    body = "\n".join(lines)
-    return Html(
-        f'<div class="wide"><table class="{escape(kind)}"><thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>\n"
-    )
+    return _BLOCKS.table(head, rows, kind)
 
 
-def _cell(content: str | Html) -> str:
-    return f"<td>{content if isinstance(content, Html) else inline(content)}</td>"
-
-
-def legend(scene: Scene) -> Html:
+def legend(scene: Scene) -> Markup:
     """The caption, and each region's number in its colour with its text."""
-    items = "".join(
-        f'<li><i style="{_paint(k)}">{k}</i>{inline(region.text)}</li>'
-        for k, region in enumerate(scene.regions, start=1)
-    )
-    return Html(
-        f'<div class="legend"><p class="caption">{inline(scene.caption)}</p><ol>{items}</ol></div>'
-    )
+    return _BLOCKS.legend(scene, _paint)
 
 
 def _paint(k: int) -> str:
-    """Region k's colour, and black or white on it, whichever stands out more."""
-    red, green, blue = colour(k)
-    ink = "#262626" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#ffffff"
-    return f"background: rgb({red} {green} {blue}); color: {ink}"
+    return f"background: rgb{colour(k)}; color: rgb{ink_on(colour(k))}"
 
 
-def folded(summary: str, text: str) -> Html:
-    """A text as it is, hidden until it is asked for."""
-    return Html(
-        f"<details><summary>{inline(summary)}</summary><pre>{escape(text)}</pre></details>\n"
-    )
+def folded(summary: str, text: str) -> Markup:
+    """A preformatted text that a click unfolds."""
+    return _BLOCKS.folded(summary, text)
 
 
-def command(*lines: str) -> Html:
+def command(*lines: str) -> Markup:
     """Command lines to copy."""
-    return Html("<pre>" + escape("\n".join(lines)) + "</pre>\n")
+    return _BLOCKS.command(lines)
 
 
-def cards(facts: Sequence[tuple[str, str]]) -> Html:
-    """A few figures in large type: (figure, what it is)."""
-    items = "".join(
-        f"<div><b>{inline(n)}</b><span>{inline(what)}</span></div>" for n, what in facts
-    )
-    return Html(f'<div class="cards">{items}</div>\n')
+def image(src: str, size: tuple[int, int], alt: str) -> Markup:
+    """An image of a file beside the page; size is (width, height) in pixels."""
+    return _BLOCKS.image(src, *size, alt)

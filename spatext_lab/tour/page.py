@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tour's folder: one HTML page without scripts, its pictures beside it, its numbers as JSON.
+"""The tour's folder: one HTML page without scripts, its images beside it, its numbers as JSON.
 
 A tour is written in a folder of its own and put in place when it is complete, so that whoever
 looks finds the last whole tour or none.
@@ -10,79 +10,54 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from spatext_lab.figures.png import enlarged, save, to_image
-from spatext_lab.tour.markup import Html, cards, inline, prose
+from markupsafe import Markup
 
-FACTS, INDEX, PICTURES = "tour.json", "index.html", "pictures"
+from spatext_lab.figures.png import enlarged, save, to_image
+from spatext_lab.tour import markup
+
+FACTS, INDEX, IMAGES = "tour.json", "index.html", "images"
 FORMAT = "spatext-tour"
 
 
 @dataclass
 class Page:
-    """What is written so far: pictures in `folder`, sections and facts in memory."""
+    """What is written so far: images in `folder`, sections and facts in memory."""
 
     folder: Path
     facts: dict[str, Any] = field(default_factory=lambda: {"format": FORMAT})
-    sections: list[tuple[str, float, list[Html]]] = field(default_factory=list)
+    sections: list[tuple[str, float, list[Markup]]] = field(default_factory=list)
 
-    def image(self, name: str, picture: Any, alt: str, size: int = 256, **made: Any) -> Html:
-        """Saves a picture as pictures/NAME.png and returns the <img> that shows it.
+    def image(self, name: str, image: Any, alt: str, size: int = 256, **made: Any) -> Markup:
+        """Save an image as images/NAME.png and return the <img> element that shows it.
 
-        picture: what `figures.to_image` takes; smaller than `size` pixels it is enlarged.
-        made: how it was made (seed, scales ...), written into the PNG.
+        Args:
+            name:  of the file.
+            image: what `figures.to_image` takes; one below `size` pixels is enlarged.
+            alt:   the alt text.
+            size:  of the longer side, in pixels, at least.
+            made:  how it was made (seed, scales ...), written into the PNG.
         """
-        shown = to_image(picture)
+        shown = to_image(image)
         shown = enlarged(shown, size) if max(shown.size) < size else shown
-        (self.folder / PICTURES).mkdir(exist_ok=True)
-        save(shown, self.folder / PICTURES / f"{name}.png", alt, made)
-        width, height = shown.size
-        return Html(
-            f'<img src="{PICTURES}/{escape(name)}.png" width="{width}" height="{height}" '
-            f'loading="lazy" alt="{escape(alt)}">'
-        )
+        (self.folder / IMAGES).mkdir(exist_ok=True)
+        save(shown, self.folder / IMAGES / f"{name}.png", alt, made)
+        return markup.image(f"{IMAGES}/{name}.png", shown.size, alt)
 
-    def add(self, title: str, seconds: float, blocks: list[Html]) -> None:
+    def add(self, title: str, seconds: float, blocks: list[Markup]) -> None:
         """One section more; `seconds` is how long it took."""
         self.sections.append((title, seconds, blocks))
         self.facts.setdefault("seconds", {})[title] = round(seconds, 1)
 
     def write(self, title: str, lead: str, figures: list[tuple[str, str]], foot: list[str]) -> None:
         """index.html and tour.json; `figures` are the (number, what) of the top."""
+        page = {"title": title, "lead": lead, "facts": figures, "foot": foot}
         style = files("spatext_lab.tour").joinpath("page.css").read_text(encoding="utf-8")
-        links = "".join(
-            f'<li><a href="#s{k}">{inline(name)}</a></li>'
-            for k, (name, _, _) in enumerate(self.sections, start=1)
-        )
-        body = "\n".join(
-            f'<section id="s{k}">\n<h2>{inline(name)} <small>{seconds:.0f} s</small></h2>\n'
-            f"{''.join(blocks)}</section>"
-            for k, (name, seconds, blocks) in enumerate(self.sections, start=1)
-        )
-        html = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="spatext-lab tour">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><h1>{inline(title)}</h1>{prose(lead)}</header>
-{cards(figures)}<nav aria-label="Contents"><ol>{links}</ol></nav>
-<main>
-{body}
-</main>
-<footer>{prose(*foot)}</footer>
-</body>
-</html>
-"""
+        template = markup.TEMPLATES.get_template("page.html")
+        html = template.render(page, style=style, sections=self.sections)
         (self.folder / INDEX).write_text(html, encoding="utf-8", newline="\n")
         text = json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n"
         (self.folder / FACTS).write_text(text, encoding="utf-8", newline="\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same on real photos, where a COCO folder is given: what carries over, and what does not."""
+"""The tour's section on real photos, for a COCO folder: what carries over, and what does not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Unpack
 
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from spatext_lab.datasets.coco import CocoItem, CocoSubset, PhotoChoice, read_coco
 from spatext_lab.evaluation.metrics import psnr
 from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Scene
-from spatext_lab.tour.adapt import SIZE, cached, learn
-from spatext_lab.tour.markup import Html, figure, folded, legend, prose, table
+from spatext_lab.tour.fine_tune import SIZE, cached, learn
+from spatext_lab.tour.markup import figure, folded, legend, prose, table
 from spatext_lab.tour.plan import Budget, Photos, Tour
 
 SPLITS = ("val", "train")  # val first: of the whole COCO, it is read in seconds
@@ -25,32 +26,44 @@ SPLITS = ("val", "train")  # val first: of the whole COCO, it is read in seconds
 def read(root: Path, budget: Budget, **choice: Unpack[PhotoChoice]) -> Photos:
     """Photos that keep a region in their square, some to show and at least one to learn from.
 
-    Raises FileNotFoundError where `root` is no COCO folder, ValueError where too few can be used.
+    A split that is missing, damaged or without a photo to use is no error: where too few photos are
+    left, `Photos.lack` says why, and the section on photos is about that.
+
+    Raises:
+        FileNotFoundError: where `root` is no COCO folder; names the file that it needs.
     """
     splits = [s for s in SPLITS if (root / "annotations" / f"instances_{s}2017.json").is_file()]
     if not splits:
         raise FileNotFoundError(
             f"coco is {root}, and there is no annotations/instances_val2017.json in it: "
-            "give a folder in COCO's 2017 layout"
+            "expected a folder in COCO's 2017 layout"
         )
     items: list[CocoItem] = []
-    reports, wanted = [], budget.photos + budget.shown
+    reports, faults, wanted = [], [], budget.photos + budget.shown
     for split in splits:
         if len(items) < wanted:
-            subset = read_coco(root, split, limit=wanted - len(items), **choice)
+            try:
+                subset = read_coco(root, split, limit=wanted - len(items), **choice)
+            except (ValueError, OSError) as error:
+                faults.append(f"{split}2017 cannot be read: {error}")
+                continue
             items += [item for item in subset.items if item.square(SIZE)[1].regions]
             reports.append(subset.report)
             print(subset.report.text())
+    faults += [f"there is no {split}2017" for split in SPLITS if split not in splits]
+    lack = ""
     if len(items) <= budget.shown:
-        raise ValueError(
-            f"coco is {root}, where {len(items)} photos can be used, see above: "
-            f"give a folder with more than {budget.shown}"
-        )
-    return Photos(items, reports)
+        lack = f"{len(items)} photos of {root} can be used, and {budget.shown + 1} are needed"
+        lack = "; ".join([lack, *faults])
+        print(lack)
+    return Photos(items, reports, lack)
 
 
-def section(tour: Tour) -> list[Html]:
-    """6: photos, their scenes, and what a minute of learning from them does."""
+def section(tour: Tour) -> list[Markup]:
+    """Photos, their scenes, and what a minute of learning from them does; or what is missing."""
+    if tour.photos.lack:
+        tour.page.facts["photos"] = {"lack": tour.photos.lack}
+        return [prose(f"Nothing to show here: {tour.photos.lack}."), _credits(tour)]
     items = tour.photos.items
     shown, learned = items[: tour.budget.shown], items[tour.budget.shown :]
     squares = [item.square(SIZE) for item in shown]
@@ -79,21 +92,21 @@ def _through(tour: Tour, images: Sequence[np.ndarray]) -> tuple[np.ndarray, floa
     return rebuilt, round(psnr(rebuilt / 255, photos / 255), 1)
 
 
-def _scenes(tour: Tour, shown: Sequence[CocoItem]) -> list[Html]:
+def _scenes(tour: Tour, shown: Sequence[CocoItem]) -> list[Markup]:
     """The first photos at full size, their regions over them."""
     rows = []
     for k, item in enumerate(shown[:3]):
         scene = item.scene
         alt = f"Photo: {scene.caption}, with its regions in colours"
-        picture = tour.page.image(f"photo-{k}", draw_scene(scene, 384, item.image()), alt)
-        rows.append(Html(f"<div>{picture}{legend(scene)}</div>"))
+        image = tour.page.image(f"photo-{k}", draw_scene(scene, 384, item.image()), alt)
+        rows.append(Markup("<div>{}{}</div>").format(image, legend(scene)))
     return [
         prose(
             "A COCO folder holds photos, captions and segments: all that a scene is made of. Each "
             "segment of at least 5 % of the photo becomes a region with the name of its category."
         ),
         figure(
-            Html(f'<div class="photos">{"".join(rows)}</div>'),
+            Markup('<div class="photos">{}</div>').format(Markup("").join(rows)),
             "Scenes read from annotations, drawn over their photos.",
             "Category names are poor texts (no colour, no kind of chair), and what was annotated "
             "is all that there is: most of a photo belongs to no region.",
@@ -107,7 +120,7 @@ def _drawn(
     rebuilt: np.ndarray,
     before: Sequence,
     after: Sequence,
-) -> list[Html]:
+) -> list[Markup]:
     facts, page = tour.page.facts["photos"], tour.page
     rows = []
     for k, (image, scene) in enumerate(squares):
@@ -118,10 +131,10 @@ def _drawn(
             "drawn before": outline(before[k], scene, 256, numbers=False),
             "drawn after": outline(after[k], scene, 256, numbers=False),
         }
-        row: list[str | Html] = [scene.caption]
-        for name, picture in cells.items():
+        row: list[str | Markup] = [scene.caption]
+        for name, image in cells.items():
             alt = f"{scene.caption}: {name}"
-            row.append(page.image(f"photo-{k}-{name.replace(' ', '-')}", picture, alt, 192))
+            row.append(page.image(f"photo-{k}-{name.replace(' ', '-')}", image, alt, 192))
         rows.append(row)
     size = sum(p.numel() for p in tour.base.unet.parameters()) / 1e6
     label = (
@@ -135,7 +148,7 @@ def _drawn(
             f"{label}."
         ),
         figure(
-            table(["", *cells], rows, "pictures"),
+            table(["", *cells], rows, "images"),
             "From left to right: the middle of the photo at 64 × 64; the same encoded and decoded; "
             "the map; the scene drawn before and after the fine-tune, the same seed, its regions "
             "outlined. Look for tones of photos, and for edges along the outlines.",
@@ -146,7 +159,7 @@ def _drawn(
     ]
 
 
-def _credits(tour: Tour) -> Html:
+def _credits(tour: Tour) -> Markup:
     texts = [f"{report.text()}\n\n{report.credits_text()}" for report in tour.photos.reports]
     return folded(
         "What was read, what was left out, and whose photos these are", "\n\n".join(texts)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from spatext_lab import zoo
 from spatext_lab.datasets.coco import CocoItem, CocoReport, write_coco
 from spatext_lab.datasets.pocket import pocket_item
@@ -18,7 +20,6 @@ from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.tour.markup import Html
 from spatext_lab.tour.page import Page
 
 COCO_SCENES = 256  # training scenes of the shipped COCO-format subset
@@ -29,7 +30,7 @@ class Budget:
     """How much of everything; the defaults keep two cores busy for about four minutes."""
 
     denoising_steps: int = JOINT["num_inference_steps"]
-    seeds: int = 4  # pictures of the scene, with the map and without
+    seeds: int = 4  # images of the scene, with the map and without
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)  # of each condition, in the sweep
     swept: int = 7  # validation scenes that give the number of a cell
     judged: int = 20  # validation scenes behind each point of a curve
@@ -49,6 +50,7 @@ class Photos:
 
     items: Sequence[CocoItem]
     reports: Sequence[CocoReport]
+    lack: str = ""  # why there are too few
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Tour:
 
     @property
     def settings(self) -> dict:
-        """Sampling settings of all pictures but the sweep's."""
+        """Sampling settings of all images but the sweep's."""
         return JOINT | {"num_inference_steps": self.budget.denoising_steps}
 
     @classmethod
@@ -84,7 +86,7 @@ class Tour:
         )
 
 
-Section = Callable[[Tour], list[Html]]
+Section = Callable[[Tour], list[Markup]]
 
 
 def coco_subset(scratch: Path) -> Path:

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
 from spatext_lab.evaluation.methods import RECO
 from spatext_lab.figures import outline
 from spatext_lab.scene import Region, Scene
-from spatext_lab.tour.markup import Html, figure, prose, tiles
+from spatext_lab.tour.markup import figure, prose, tiles
 from spatext_lab.tour.plan import Tour
 
 
-def section(tour: Tour) -> list[Html]:
-    """The tokens, and the pictures; or why this scene cannot be said."""
+def section(tour: Tour) -> list[Markup]:
+    """The tokens, and the images; or why this scene cannot be said."""
     lead = prose(
         "ReCo needs no map. Each edge of a region's box is rounded to one of "
         f"{tour.reco.position_tokens.bins} positions, each position is a token, and four of them "
@@ -31,7 +33,7 @@ def section(tour: Tour) -> list[Html]:
     tour.page.facts["sentence"]["dropped"] = list(sentence.dropped)
     return [
         lead,
-        Html(sentence._repr_html_()),
+        Markup(sentence._repr_html_()),
         figure(
             tiles(_pictures(tour, asked), 200),
             "The same seeds as above, told boxes in place of outlines. Things should stand in "
@@ -44,19 +46,19 @@ def section(tour: Tour) -> list[Html]:
 
 
 def _things(scene: Scene) -> Iterator[Region]:
-    """Boxes for the regions that are not as wide as the picture."""
+    """Boxes for the regions that are not as wide as the image."""
     for region in scene.regions:
         x0, _, x1, _ = region.box
         if x1 - x0 < 1:
             yield Region(region.text, box=region.box)
 
 
-def _pictures(tour: Tour, asked: Scene) -> list[tuple[Html, str]]:
+def _pictures(tour: Tour, asked: Scene) -> list[tuple[Markup, str]]:
     settings = RECO | {"num_inference_steps": tour.budget.denoising_steps}
     cells = []
-    for seed, picture in enumerate(tour.reco([asked] * tour.budget.seeds, **settings).images):
+    for seed, image in enumerate(tour.reco([asked] * tour.budget.seeds, **settings).images):
         label = f"ReCo, seed {seed}"
         alt = f"{asked.caption}: drawn by {label}, boxes outlined"
-        shown = tour.page.image(f"reco-{seed}", outline(picture, asked), alt, seed=seed, **settings)
+        shown = tour.page.image(f"reco-{seed}", outline(image, asked), alt, seed=seed, **settings)
         cells.append((shown, label))
     return cells

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from markupsafe import Markup
 from PIL import Image
 
 from spatext_lab.datasets.coco import CocoSubset, read_coco
@@ -18,14 +19,14 @@ from spatext_lab.evaluation.report import scores, tasks
 from spatext_lab.figures import curve, outline
 from spatext_lab.figures.progress import Progress
 from spatext_lab.spatext.pipeline import SpaTextPipeline
-from spatext_lab.tour.markup import Html, figure, prose, tiles
+from spatext_lab.tour.markup import figure, prose, tiles
 from spatext_lab.tour.plan import Tour, coco_subset
 from spatext_lab.training import cache
 from spatext_lab.training.cache import Cache
 from spatext_lab.training.loop import Plan, Trainer
 from spatext_lab.training.recipes.spatext import BATCH, MIN_AREA, fine_tune, widened
 
-SIZE = 64  # of pocket pictures, in pixels
+SIZE = 64  # of pocket images, in pixels
 WARMUP = 10  # steps
 
 
@@ -34,7 +35,7 @@ class Reading:
     """A learner looked at after `step` optimiser steps."""
 
     step: int
-    seconds: float  # of training, without looking
+    seconds: float  # of training alone
     pipeline: SpaTextPipeline
 
 
@@ -70,22 +71,22 @@ def _averaged(trainer: Trainer) -> Iterator[None]:
         trainer.ema.restore(trainer.weights)
 
 
-def section(tour: Tour) -> list[Html]:
-    """5: control appears."""
+def section(tour: Tour) -> list[Markup]:
+    """Control appears during a fine-tune: one scene drawn, and a curve over validation scenes."""
     pool, budget = _pool(tour), tour.budget
     todo = list(tasks(budget.judged, split="val"))
     shipped, _ = _look(tour, tour.spatext, todo)
     points, strip, seconds = [], [], 0.0
     for reading in learn(tour, pool, budget.tune_steps, budget.points):
-        numbers, picture = _look(tour, reading.pipeline, todo)
+        numbers, image = _look(tour, reading.pipeline, todo)
         label = f"step {reading.step}, IoU {numbers['local_iou']:.2f}"
         alt = f"{tour.scene.caption}: drawn after {reading.step} steps, regions outlined"
-        shown = tour.page.image(f"tune-{reading.step}", outline(picture, tour.scene), alt, seed=0)
+        shown = tour.page.image(f"tune-{reading.step}", outline(image, tour.scene), alt, seed=0)
         points.append({"step": reading.step} | numbers)
         strip.append((shown, label))
         seconds = reading.seconds
     tour.page.facts["fine_tune"] = {
-        "pictures": len(pool), "batch": BATCH, "rate": budget.rate, "seconds": round(seconds, 1),
+        "images": len(pool), "batch": BATCH, "rate": budget.rate, "seconds": round(seconds, 1),
         "scenes": len(todo), "points": points, "shipped": shipped,
     }  # fmt: skip
     return _told(tour, strip)
@@ -102,7 +103,7 @@ def _pool(tour: Tour) -> Cache:
 
 
 def cached(tour: Tour, subset: CocoSubset) -> Cache:
-    """What can be learned from a subset's pictures."""
+    """What can be learned from a subset's images."""
     found = list(cache.coco_examples(subset, SIZE))
     return cache.build(found, len(found), tour.base.vae, tour.spatext.clip)
 
@@ -111,12 +112,12 @@ def _look(
     tour: Tour, pipeline: SpaTextPipeline, todo: Sequence[Task]
 ) -> tuple[dict[str, float], Image.Image]:
     """The numbers on validation scenes, and the tour's own scene drawn."""
-    pictures = pipeline([tour.scene, *(task.scene for task in todo)], **tour.settings).images
-    found = scores(todo, pictures[1:], tour.judge)
-    return {name: found[name] for name in ("local_iou", "region_accuracy")}, pictures[0]
+    images = pipeline([tour.scene, *(task.scene for task in todo)], **tour.settings).images
+    found = scores(todo, images[1:], tour.judge)
+    return {name: found[name] for name in ("local_iou", "region_accuracy")}, images[0]
 
 
-def _told(tour: Tour, strip: list[tuple[Html, str]]) -> list[Html]:
+def _told(tour: Tour, strip: list[tuple[Markup, str]]) -> list[Markup]:
     facts = tour.page.facts["fine_tune"]
     steps = [point["step"] for point in facts["points"]]
     values, correct = (
@@ -135,8 +136,8 @@ def _told(tour: Tour, strip: list[tuple[Html, str]]) -> list[Html]:
         prose(
             "The first convolution of the text-to-image U-Net gets new input channels for the map, "
             "with weights of zero, so at step 0 the map has no effect at all. Then it learns from "
-            f"{facts['pictures']} pictures of `data/pocket-coco`, read as any COCO folder is read: "
-            f"{steps[-1]} steps of {facts['batch']} pictures in {facts['seconds']:.0f} s."
+            f"{facts['images']} images of `data/pocket-coco`, read as any COCO folder is read: "
+            f"{steps[-1]} steps of {facts['batch']} images in {facts['seconds']:.0f} s."
         ),
         figure(
             tiles(strip, 140),

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first half of the tour: a scene, its map, its pictures, and the two guidance scales."""
+"""The first half of the tour: a scene, its map, its images, and the two guidance scales."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from shlex import quote
 
+from markupsafe import Markup
 from PIL import Image
 
 from spatext_lab.evaluation.report import scores, tasks
 from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import Scene
-from spatext_lab.tour.markup import Html, command, figure, folded, legend, prose, table, tiles
+from spatext_lab.tour.markup import command, figure, folded, legend, prose, table, tiles
 from spatext_lab.tour.plan import Tour
 
 SCENE_FILE = "scene.json"
 
 
-def scene(tour: Tour) -> list[Html]:
+def scene(tour: Tour) -> list[Markup]:
     """1: what is asked for."""
     tour.scene.save(tour.page.folder / SCENE_FILE)
     drawn = tour.page.image(
@@ -27,11 +28,11 @@ def scene(tour: Tour) -> list[Html]:
     file = quote(str(tour.home / SCENE_FILE))
     return [
         prose(
-            "A scene is a caption for the whole picture and a text for each region. A region is a "
+            "A scene is a caption for the whole image and a text for each region. A region is a "
             "mask (any shape) or a box. Later regions lie over earlier ones."
         ),
         figure(
-            Html(f'<div class="beside">{drawn}{legend(tour.scene)}</div>'),
+            Markup('<div class="beside">{}{}</div>').format(drawn, legend(tour.scene)),
             "The regions by number, and their texts. Nothing here is drawn by a model: this is all "
             "that the model is told.",
             "A mask says where, not how: which way a boat sails is left to chance. What no region "
@@ -39,7 +40,7 @@ def scene(tour: Tour) -> list[Html]:
         ),
         prose(
             f"It is the file `{SCENE_FILE}` beside this page. Change a text in it, then draw one "
-            "picture of it, or take this tour with it:"
+            "image of it, or take this tour with it:"
         ),
         command(
             f"spatext-lab sample --method spatext --seed 0 --scene {file} --out mine.png",
@@ -49,7 +50,7 @@ def scene(tour: Tour) -> list[Html]:
     ]
 
 
-def st_map(tour: Tour) -> list[Html]:
+def st_map(tour: Tour) -> list[Markup]:
     """2: what the network reads."""
     page, values = tour.page, tour.spatext.st_map(tour.scene)
     d, h, w = values.shape
@@ -65,7 +66,7 @@ def st_map(tour: Tour) -> list[Html]:
     return [
         prose(
             "CLIP turns each region's text into a vector, the prior turns that into one that a "
-            "picture of it could have, and this is painted into the region's cells. The result is "
+            "image of it could have, and this is painted into the region's cells. The result is "
             f"the spatio-textual map: {d} numbers at each of {h} × {w} places."
         ),
         figure(
@@ -84,11 +85,11 @@ def st_map(tour: Tour) -> list[Html]:
     ]
 
 
-def with_and_without(tour: Tour) -> list[Html]:
+def with_and_without(tour: Tour) -> list[Markup]:
     """3: the same noise, with the map and without it."""
     seeds = range(tour.budget.seeds)
     plain = Scene(tour.scene.caption)
-    pictures = {
+    images = {
         name: tour.spatext([asked] * len(seeds), **tour.settings).images
         for name, asked in (("without", plain), ("with", tour.scene))
     }
@@ -98,9 +99,9 @@ def with_and_without(tour: Tour) -> list[Html]:
             "caption alone; below, the caption and the map."
         ),
         figure(
-            Html(
+            Markup(
                 "".join(
-                    _row(tour, name, pictures[name.split()[0]], traced)
+                    _row(tour, name, images[name.split()[0]], traced)
                     for name, traced in (("without", True), ("with", True), ("with plain", False))
                 )
             ),
@@ -113,35 +114,35 @@ def with_and_without(tour: Tour) -> list[Html]:
     ]
 
 
-def _row(tour: Tour, name: str, pictures: Sequence[Image.Image], traced: bool) -> Html:
+def _row(tour: Tour, name: str, images: Sequence[Image.Image], traced: bool) -> Markup:
     cells = []
-    for seed, picture in enumerate(pictures):
+    for seed, image in enumerate(images):
         label = f"{name.split()[0]} the map, seed {seed}"
-        shown = outline(picture, tour.scene) if traced else picture
+        shown = outline(image, tour.scene) if traced else image
         alt = f"{tour.scene.caption}: drawn {label}" + ", regions outlined" * traced
         file = f"{name.replace(' ', '-')}-{seed}"
         cells.append((tour.page.image(file, shown, alt, seed=seed, **tour.settings), label))
     return tiles(cells, 200)
 
 
-def sweep(tour: Tour) -> list[Html]:
+def sweep(tour: Tour) -> list[Markup]:
     """4: how loud the caption, how loud the map; one batch a cell."""
     scales, todo = tour.budget.scales, list(tasks(tour.budget.swept, split="val"))
     asked = [tour.scene, *(task.scene for task in todo)]
     rows, found = [], {}
     bar = Progress(total=len(scales) ** 2, desc="sampling", unit="cell")
     for caption in scales:
-        row: list[str | Html] = [f"caption {caption:g}"]
+        row: list[str | Markup] = [f"caption {caption:g}"]
         for region in scales:
             made = {"guidance_scale": caption, "region_guidance_scale": region}
             made["num_inference_steps"] = tour.budget.denoising_steps
-            pictures = tour.spatext(asked, **made).images
-            iou = scores(todo, pictures[1:], tour.judge)["local_iou"]
+            images = tour.spatext(asked, **made).images
+            iou = scores(todo, images[1:], tour.judge)["local_iou"]
             found[f"{caption:g}/{region:g}"] = iou
             alt = f"Drawn with caption scale {caption:g} and map scale {region:g}"
             name = f"sweep-{caption:g}-{region:g}"
-            shown = tour.page.image(name, pictures[0], alt, 192, seed=0, **made)
-            row.append(Html(f"{shown}<small>IoU {iou:.2f}</small>"))
+            shown = tour.page.image(name, images[0], alt, 192, seed=0, **made)
+            row.append(Markup("{}<small>IoU {:.2f}</small>").format(shown, iou))
             bar.update()
         rows.append(row)
     bar.close()
@@ -154,7 +155,7 @@ def sweep(tour: Tour) -> list[Html]:
             "predictions of a step (none, caption, map) are one call of the network."
         ),
         figure(
-            table(head, rows, "pictures"),
+            table(head, rows, "images"),
             "Down a column the caption gets louder, along a row the map. One seed everywhere. "
             "The number is the local IoU over "
             f"{len(todo)} validation scenes: how well drawn things fill their regions (1 is "
