@@ -3,7 +3,7 @@
 
     grid = explore("outputs/grid.json", spatext, scene)   # computed the first time, with a bar
     grid                                                  # sliders; they work without a kernel too
-    grid.picture(caption=2.0, map=4.0)                    # the same by code
+    grid.image(caption=2.0, map=4.0)                      # what the sliders show there
 
 A slider that samples would answer after a second; this one answers at once.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def explore(
     }
     for name in ("captions", "maps", "steps", "seeds"):
         if not asked[name]:
-            raise ValueError(f"{name} is empty: give at least one")
+            raise ValueError(f"{name} is empty: pass at least one")
     if Path(path).exists() and (found := Grid.load(path)).parameters == asked:
         return found
     progress = "CI" not in os.environ if progress is None else progress
@@ -80,21 +80,11 @@ def explore(
 def fingerprint(pipeline: SpaTextPipeline) -> str:
     """A digest of all weights."""
     digest = hashlib.sha256()
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.clip, pipeline.prior):
-        for values in _weights(part):
+    for _, part in sorted(pipeline.components.items()):
+        tensors = part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
+        for values in tensors:
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _weights(part: Any, depth: int = 2) -> Iterator[torch.Tensor]:
-    """The tensors of a module, or of an object that holds some (CLIP, a prior), in fixed order."""
-    if isinstance(part, torch.nn.Module):
-        yield from part.state_dict().values()
-    elif isinstance(part, torch.Tensor):
-        yield part
-    elif depth and hasattr(part, "__dict__"):
-        for value in vars(part).values():
-            yield from _weights(value, depth - 1)
 
 
 def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: bool) -> Grid:
@@ -104,14 +94,14 @@ def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: boo
     cells = list(product(asked["captions"], asked["maps"], asked["steps"]))
     condition, size = pipeline.condition([scene] * len(seeds)), pipeline.latent_size
     x_T = initial_noise(seeds, (pipeline.unet.config.out_channels, size, size)).to(pipeline.device)
-    pictures = {}
-    for s, r, steps in tqdm(cells, "drawing the grid", disable=not progress, leave=False):
+    images = {}
+    for s, r, steps in tqdm(cells, "sampling the grid", disable=not progress, leave=False):
         denoiser = multi_guided(UNetDenoiser(pipeline.unet), [s, r])
         *_, last = sample(denoiser, pipeline.scheduler, x_T, condition, steps)
-        for seed, picture in zip(seeds, pipeline.decode(last.x_t), strict=True):
-            pictures[s, r, steps, seed] = _webp(picture)
+        for seed, image in zip(seeds, pipeline.decode(last.x_t), strict=True):
+            images[s, r, steps, seed] = _webp(image)
     film = directions(pipeline, scene, steps=max(asked["steps"]))
-    return Grid(asked, pictures, tuple({k: _webp(v) for k, v in step.items()} for step in film))
+    return Grid(asked, images, tuple({k: _webp(v) for k, v in step.items()} for step in film))
 
 
 # SpaText, arXiv 2211.14305, section 3.3: delta_i = eps(x_t | c_i alone) - eps(x_t | null)
@@ -141,17 +131,17 @@ def directions(
             for question in (condition.null(), *condition.single_conditions())
         )
         shown = {"null": null, "caption": 128 + caption - null, "map": 128 + map_ - null}
-        frame = {name: _picture(values) for name, values in shown.items()}
+        frame = {name: _image(values) for name, values in shown.items()}
         film.append({"seen": pipeline.decode(step.x_0)[0]} | frame)
         x_t = step.x_t
     return film
 
 
-def _picture(values: np.ndarray) -> Image.Image:
+def _image(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
-def _webp(picture: Image.Image) -> bytes:
-    small = enlarged(picture, LARGEST) if max(picture.size) > LARGEST else picture
+def _webp(image: Image.Image) -> bytes:
+    small = enlarged(image, LARGEST) if max(image.size) > LARGEST else image
     small.save(buffer := io.BytesIO(), format="WEBP", quality=QUALITY, method=6)
     return buffer.getvalue()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guidance explorer without a browser: its pictures, its file, its page."""
+"""The guidance explorer without a browser: its images, its file, its page."""
 
 import copy
 import io
@@ -45,26 +45,26 @@ def grid(path, spatext) -> Grid:
 
 
 def test_each_picture_is_the_pipelines(grid, spatext):
-    assert len(grid.pictures) == 2 * 2 * 2 * 2
-    for (s, r, steps, seed), data in grid.pictures.items():
-        settings = {"guidance_scale": s, "region_guidance_scale": r, "steps": steps}
-        want = spatext(SCENE, seed=seed, **settings)
+    assert len(grid.images) == 2 * 2 * 2 * 2
+    for (s, r, steps, seed), data in grid.images.items():
+        settings = {"guidance_scale": s, "region_guidance_scale": r}
+        want = spatext(SCENE, seed=seed, num_inference_steps=steps, **settings).images[0]
         want.save(buffer := io.BytesIO(), format="WEBP", quality=80, method=6)
         assert data == buffer.getvalue(), (s, r, steps, seed)
-        assert np.array_equal(grid.picture(s, r, steps, seed), Image.open(buffer).convert("RGB"))
-    assert grid.picture(2, 4) == grid.picture(2, 4, steps=3, seed=0)
+        assert np.array_equal(grid.image(s, r, steps, seed), Image.open(buffer).convert("RGB"))
+    assert grid.image(2, 4) == grid.image(2, 4, steps=3, seed=0)
 
 
 def test_a_setting_that_was_not_drawn_is_named(grid):
-    with pytest.raises(ValueError, match=r"are \(3, 4, 3, 0\); drawn are .*\[0.0, 2.0\]"):
-        grid.picture(3, 4)
+    with pytest.raises(ValueError, match=r"are \(3, 4, 3, 0\); sampled are .*\[0.0, 2.0\]"):
+        grid.image(3, 4)
 
 
 def test_the_file_is_read_back(grid, path):
     assert Grid.load(path) == grid
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": "spatext-grid", "version": 2}', "[]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "spatext-grid", "version": 1}', "[]"])
 def test_another_file_is_refused(tmp_path, text):
     (tmp_path / "grid.json").write_text(text)
     with pytest.raises(ValueError, match=r"grid.json is not a grid"):
@@ -114,7 +114,7 @@ def test_the_directions_are_differences_of_what_is_seen():
     shape = (pocket.unet.config.out_channels, pocket.latent_size, pocket.latent_size)
     x_t, t = initial_noise([3], shape), int(scheduler.timesteps[0])
     condition, seen = pocket.condition([scene]), []
-    for question in (condition.null(), *condition.singles()):
+    for question in (condition.null(), *condition.single_conditions()):
         with torch.no_grad():
             prediction = UNetDenoiser(pocket.unet)(x_t, torch.tensor([t]), question)
         x_0 = scheduler.step(prediction, t, x_t).pred_original_sample
@@ -126,12 +126,12 @@ def test_the_directions_are_differences_of_what_is_seen():
         want = (128 + alone - null).clip(0, 255)
         assert np.abs(np.asarray(film[0][name], int) - want).max() <= 2
     settings = {"guidance_scale": 2.0, "region_guidance_scale": 2.0}
-    last = pocket(scene, seed=3, steps=2, **settings)
+    last = pocket(scene, seed=3, num_inference_steps=2, **settings).images[0]
     assert np.array_equal(film[-1]["seen"], last)
 
 
 def test_as_text_it_is_short(grid):
-    assert repr(grid) == "<Grid: 16 pictures, 3 steps of directions>"
+    assert repr(grid) == "<Grid: 16 images, 3 steps of directions>"
 
 
 def test_an_empty_axis_is_refused(path, spatext):
@@ -143,10 +143,10 @@ def test_an_empty_axis_is_refused(path, spatext):
 def test_the_bar_is_silent_where_CI_is_set(path, spatext, monkeypatch, capsys):
     monkeypatch.setenv("CI", "1")
     explore(path, spatext, SCENE, **AXES)
-    assert "drawing the grid" not in "".join(capsys.readouterr())
+    assert "sampling the grid" not in "".join(capsys.readouterr())
     monkeypatch.delenv("CI")
     explore(path, spatext, Scene("another"), **AXES)
-    assert "drawing the grid" in "".join(capsys.readouterr())
+    assert "sampling the grid" in "".join(capsys.readouterr())
 
 
 class Page(HTMLParser):

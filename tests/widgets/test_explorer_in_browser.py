@@ -68,7 +68,7 @@ def test_sliders_in_the_notebook(page, notebook):
     keys_show_what_the_grid_has(
         page,
         lambda key: notebook.python(
-            f"__import__('base64').b64encode(grid.pictures[{tuple(map(float, key))}]).decode()"
+            f"__import__('base64').b64encode(grid.images[{tuple(map(float, key))}]).decode()"
         ),
     )
 
@@ -97,7 +97,7 @@ def test_an_exported_page_needs_no_kernel(page, notebook, tmp_path):
     exported = new_notebook(cells=[new_code_cell("grid", outputs=[output])])
     nbformat.validate(exported)
     (tmp_path / "page.html").write_text(HTMLExporter().from_notebook_node(exported)[0])
-    stored = "__import__('json').load(open('grid.json'))['pictures']"
+    stored = "__import__('json').load(open('grid.json'))['images']"
     pictures = notebook.python(stored)
     alone = page.context.new_page()
     # This page alone is without a network: JupyterLab, in the same browser, asks its server on.
