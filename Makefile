@@ -8,9 +8,8 @@ PY     := $(VENV)/bin/python
 CLI    := $(VENV)/bin/spatext-lab
 COCO   ?=
 
-# The models are small: one thread a core, and never a hub.
+# Never a hub. How many threads a model uses, the library chooses (`diffusion.few_threads`).
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-export OMP_NUM_THREADS ?= $(CORES)
 export HF_HUB_OFFLINE  := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -234,6 +234,12 @@ def test_ci_runs_the_readmes_test_command():
     assert "make tour" in (ROOT / "README.md").read_text()
 
 
+def test_the_makefile_leaves_the_number_of_threads_to_the_library():
+    """It respects OMP_NUM_THREADS as the user's own choice, so only the tests may set it."""
+    lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "OMP_NUM" in line]
+    assert [line.split()[0] for line in lines] == ["@OMP_NUM_THREADS=1"]
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
