@@ -80,7 +80,7 @@ class Painter(anywidget.AnyWidget):
         h, w = (size, size) if isinstance(size, int) else size
         if min(h, w) < 1:
             raise ValueError(f"size is {size}: give (height, width) in pixels, both at least 1")
-        below = b"" if background is None else png(background, "the picture below")
+        below = b"" if background is None else png(background, "the image below")
         super().__init__(
             height=h,
             width=w,
@@ -178,8 +178,8 @@ class Painter(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         """The widget, and for pages without a kernel an image of the scene as it is now."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        picture = png(figures.draw_scene(self.scene), "the scene in the painter")
-        return data | {"image/png": b64encode(picture).decode("ascii")}, metadata
+        image = png(figures.draw_scene(self.scene), "the scene in the painter")
+        return data | {"image/png": b64encode(image).decode("ascii")}, metadata
 
     def _cover(self, k: int, mask: Bool[np.ndarray, "h w"]) -> None:
         labels = self.label_map.copy()
@@ -239,6 +239,6 @@ def _entry(text: Any, box: Any) -> dict:
 
 
 def _thumbnail(name: str, scene: Scene) -> dict:
-    picture = figures.draw_scene(scene, THUMBNAIL, numbers=False)
+    image = figures.draw_scene(scene, THUMBNAIL, numbers=False)
     title = name.replace("-", " ")
-    return {"name": name, "title": title, "png": png(picture, scene.caption)}
+    return {"name": name, "title": title, "png": png(image, scene.caption)}

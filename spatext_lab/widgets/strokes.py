@@ -55,7 +55,7 @@ def flood(labels: Integer[Any, "h w"], at: Any) -> Bool[Any, "h w"]:
 
     (h, w), (x, y) = labels.shape, _checked(at)
     if not (0 <= x < w and 0 <= y < h):
-        raise ValueError(f"at is {at}, off the picture: x goes from 0 to {w - 1}, y to {h - 1}")
+        raise ValueError(f"at is {at}, outside the image: x goes from 0 to {w - 1}, y to {h - 1}")
     pieces, _ = label(labels == labels[y, x])
     return pieces == pieces[y, x]
 

@@ -93,5 +93,5 @@ def test_a_bad_stroke_is_refused(points, size, says):
 
 
 def test_a_filling_off_the_picture_is_refused():
-    with pytest.raises(ValueError, match="off the picture"):
+    with pytest.raises(ValueError, match="outside the image"):
         flood(np.zeros((4, 4), np.uint8), (4, 0))
