@@ -65,7 +65,7 @@ def verify(place: Path | None = None, part: str = "") -> list[str]:
             nothing to check against.
         part: check the files of this part only.
     """
-    place = place or folder()
+    place = place or next((pocket for pocket in _POCKETS if pocket.is_dir()), _POCKETS[0])
     if not (place / SUMS).is_file():
         return []
     problems, lines = [], (place / SUMS).read_text(errors="replace").splitlines()

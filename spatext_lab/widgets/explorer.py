@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from spatext_lab.diffusion import UNetDenoiser, initial_noise, multi_guided, sample, to_x0_eps
+from spatext_lab.diffusion import (
+    UNetDenoiser,
+    few_threads,
+    initial_noise,
+    multi_guided,
+    sample,
+    to_x0_eps,
+)
 from spatext_lab.figures.png import enlarged
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
@@ -95,12 +102,13 @@ def _compute(pipeline: SpaTextPipeline, scene: Scene, asked: dict, progress: boo
     condition, size = pipeline.condition([scene] * len(seeds)), pipeline.latent_size
     x_T = initial_noise(seeds, (pipeline.unet.config.out_channels, size, size)).to(pipeline.device)
     images = {}
-    for s, r, steps in tqdm(cells, "sampling the grid", disable=not progress, leave=False):
-        denoiser = multi_guided(UNetDenoiser(pipeline.unet), [s, r])
-        *_, last = sample(denoiser, pipeline.scheduler, x_T, condition, steps)
-        for seed, image in zip(seeds, pipeline.decode(last.x_t), strict=True):
-            images[s, r, steps, seed] = _webp(image)
-    film = directions(pipeline, scene, steps=max(asked["steps"]))
+    with few_threads(pipeline.unet):
+        for s, r, steps in tqdm(cells, "sampling the grid", disable=not progress, leave=False):
+            denoiser = multi_guided(UNetDenoiser(pipeline.unet), [s, r])
+            *_, last = sample(denoiser, pipeline.scheduler, x_T, condition, steps)
+            for seed, image in zip(seeds, pipeline.decode(last.x_t), strict=True):
+                images[s, r, steps, seed] = _webp(image)
+        film = directions(pipeline, scene, steps=max(asked["steps"]))
     return Grid(asked, images, tuple({k: _webp(v) for k, v in step.items()} for step in film))
 
 
