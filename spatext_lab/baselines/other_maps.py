@@ -34,7 +34,7 @@ class OtherMapsPipeline(SpaTextPipeline):
     Args:
         parts: those of `SpaTextPipeline`.
         representation: one of `KINDS`.
-        words: of "similarity", a channel each; empty for the others.
+        words: of "similarity", a channel each; none for the others.
 
     Raises:
         ValueError: for another kind, for words where they have no meaning, and where the U-Net does
@@ -51,16 +51,17 @@ class OtherMapsPipeline(SpaTextPipeline):
         tokenizer=None,
         prior=None,
         representation: str = KINDS[0],
-        words: Sequence[str] = (),
+        words: list[str] | None = None,
         most_regions: int | None = None,
         min_area: float | None = None,
     ) -> None:
+        words = list(words or ())
         self._wanted = self.channels_of(representation, clip, words)
         parts = (unet, vae, scheduler, clip, text_encoder, tokenizer, prior)
         super().__init__(*parts, most_regions=most_regions, min_area=min_area)
-        self.register_to_config(representation=representation, words=list(words))
+        self.register_to_config(representation=representation, words=words)
         with torch.no_grad():
-            self._words = clip.encode_text(list(words)) if words else None
+            self._words = clip.encode_text(words) if words else None
 
     @staticmethod
     def channels_of(representation: str, clip: Clip, words: Sequence[str] = ()) -> int:

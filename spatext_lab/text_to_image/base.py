@@ -67,8 +67,8 @@ class ScenePipeline(DiffusionPipeline):
             ValueError: for a setting that would run code, and for a damaged file; names it.
         """
         folder = _local(folder)
-        index = _read_index(folder)
         modules, _ = cls._get_signature_keys(cls)
+        index = _read_index(folder, modules)
         for name in sorted(set(modules) - set(kwargs)):
             library, kind = index.get(name) or (None, None)
             if library is None and name in cls._optional_components:
@@ -171,16 +171,16 @@ def _local(folder: str | Path) -> Path:
         ) from error
 
 
-def _read_index(folder: Path) -> dict:
+def _read_index(folder: Path, parts: Iterable[str] = ()) -> dict:
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {INDEX}; pass a folder that a model is in")
     index = _read_json(folder / INDEX)
     _refuse_code(folder / INDEX, index)
     for name, value in index.items():
         wanted = isinstance(value, str) if name == "_class_name" else True
-        if isinstance(value, list) and not name.startswith("_"):
-            strings = all(isinstance(one, str | None) for one in value)
-            wanted = (len(value) == 2 and strings) or not any(isinstance(v, str) for v in value)
+        if name in parts and value is not None:
+            strings = isinstance(value, list) and all(isinstance(v, str | None) for v in value)
+            wanted = strings and len(value) == 2
         if not wanted:
             raise ValueError(
                 f"{folder / INDEX}: {name} is {value!r:.80}; expected a class's name, "

@@ -81,7 +81,7 @@ def widened(
     base: TextToImagePipeline, clip: Clip, prior: DiffusionPrior | None, representation: str
 ) -> OtherMapsPipeline:
     """The model before its first step: `base`, widened by the channels of its kind of map."""
-    words = WORDS if representation == "similarity" else ()
+    words = [*WORDS] if representation == "similarity" else []
     channels = OtherMapsPipeline.channels_of(representation, clip, words)
     unet = widen_input(base.unet, channels).to(memory_format=torch.channels_last)
     kind = {"representation": representation, "words": words}
