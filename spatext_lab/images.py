@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, tensors and latents. Tensors hold values in [-1, 1]; conversions stand here alone."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 
-def to_tensor(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
-    """Images as float tensors in [-1, 1], what the autoencoder and the judge read."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images: Iterable[Image.Image | np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    """Images as float tensors in [-1, 1], what the autoencoder and the judge read.
+
+    Args:
+        images: b RGB images of one size, as PIL images or as arrays, uint8 (h, w, 3).
+    """
+    array = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_unit(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Values in [-1, 1] as values in [0, 1], what CLIP reads."""
+    return pixels / 2 + 0.5
 
 
 def to_images(pixels: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:

@@ -30,8 +30,8 @@ def local_iou(
     scores = np.zeros(len(labels))
     for label in np.unique(labels):
         asked = masks[labels == label].any(0)
-        drawn = touching(seen == label, asked)
-        scores[labels == label] = (asked & drawn).sum() / (asked | drawn).sum()
+        found = touching(seen == label, asked)
+        scores[labels == label] = (asked & found).sum() / (asked | found).sum()
     return scores
 
 
@@ -92,6 +92,8 @@ def bootstrap(
     Args:
         values: one per region.
         groups: the scene that each region belongs to.
+        seed: of the resampling.
+        draws: number of resampled means.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals, counts = np.bincount(group, np.asarray(values, float)), np.bincount(group)
@@ -99,3 +101,15 @@ def bootstrap(
     means = totals[pick].sum(1) / counts[pick].sum(1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def mean_and_interval(
+    name: str, values: Sequence[float] | np.ndarray, groups: Sequence[int] | np.ndarray
+) -> dict:
+    """The mean under `name` and its `bootstrap` interval under `name` with `_95`, as reports have
+    them: rounded to four decimals; None, and no interval, where there are no values.
+    """
+    if not len(values):
+        return {name: None}
+    interval = [round(x, 4) for x in bootstrap(values, groups)]
+    return {name: round(float(np.mean(values)), 4), f"{name}_95": interval}

@@ -16,10 +16,8 @@ from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, SIZE
 from spatext_lab.datasets.pocket.texts import article
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.figures import to_image
-from spatext_lab.images import to_tensor
 
 MIN_AREA = 0.02  # fraction of the image; smaller segments are left out
-
 
 Segmenter = Callable[[Image.Image], Iterator[tuple[str, np.ndarray]]]
 
@@ -54,8 +52,8 @@ def read_photo(path: str | Path) -> Image.Image:
     """An image file as RGB, upright.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be decoded.
+        FileNotFoundError: for a file that is not there.
+        ValueError: for a file that cannot be decoded.
     """
     try:
         with Image.open(path) as image:
@@ -73,9 +71,13 @@ class PocketSegmenter:
         self.judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
 
     def __call__(self, image: Image.Image) -> Iterator[tuple[str, np.ndarray]]:
-        """("a red ball", bool mask 64 x 64) of each connected segment; other sizes are resized."""
-        pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
-        kinds, colours = (seen[0].numpy() for seen in self.judge(to_tensor(pixels[None].copy())))
+        """The connected segments of an image as ("a red ball", bool mask 64 x 64).
+
+        Args:
+            image: resized to 64 x 64 where it has another size.
+        """
+        small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        ((kinds, colours),) = self.judge.maps([small])
         for k, label in enumerate(LABELS):
             patches, count = ndimage.label(kinds == k)
             for i in range(1, count + 1):
@@ -98,7 +100,11 @@ class PanopticSegmenter:
     """A panoptic model of `transformers`, such as Mask2Former, for photos; "a {label}" as text."""
 
     def __init__(self, folder: str | Path) -> None:
-        """folder: a model's folder as transformers saves it; nothing is downloaded."""
+        """Reads the model.
+
+        Args:
+            folder: a model's folder as transformers saves it; nothing is downloaded.
+        """
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
         if not (Path(folder) / "config.json").is_file():
@@ -111,7 +117,7 @@ class PanopticSegmenter:
         self.processor = AutoImageProcessor.from_pretrained(folder, **local)
 
     def __call__(self, image: Image.Image) -> Iterator[tuple[str, np.ndarray]]:
-        """("a dog", bool mask of the image's size) of each segment."""
+        """The segments of an image as ("a dog", bool mask of the image's size)."""
         import torch
 
         image = image.convert("RGB")

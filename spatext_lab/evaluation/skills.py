@@ -4,21 +4,20 @@
 Cho, Zala and Bansal, "DALL-Eval", arXiv 2202.04053. The rules are those of the released
 evaluator (j-min/DallEval; colour from its first version), with these errors corrected:
 
-* Spatial: that exactly two objects are detected was checked only while images of the detections
-  were saved, so that saving changed the score. Here the check belongs to the rule.
-* Count: it kept as many detections as had a high score in any class, so that a confident cat let
-  an unconfident dog count as a dog. Here a detection counts by its own score. The first version
-  also kept one detection where none had a high score; here none is none.
+* Spatial: it checked that exactly two objects are seen only while images of the detections were
+  saved, so that saving them changed the score. Here the check belongs to the rule.
+* Count: it took as many detections as there were confident ones of any kind, so that a confident
+  cat let an uncertain dog count as a dog. Here an object counts if it is confident itself. The
+  first version also took one detection where none was confident; here that is none.
 * It read an option (`FT`) that was never defined, and looked for weights under another name than
-  it had fetched. Here a rule has no options, and the judge comes from `zoo`.
+  it had downloaded. Here a rule has no options, and the judge comes from `zoo`, which refuses a
+  damaged file.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from spatext_lab import zoo
@@ -35,45 +34,32 @@ from spatext_lab.datasets.published_paintskills import read_prompts
 from spatext_lab.evaluation.boxes import Detection, detections
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
-from spatext_lab.evaluation.metrics import bootstrap
-from spatext_lab.evaluation.report import drawn
-from spatext_lab.scene import Scene
+from spatext_lab.evaluation.metrics import mean_and_interval
+from spatext_lab.evaluation.report import sampled
+from spatext_lab.evaluation.tasks import Task
 from spatext_lab.scene.places import Box
 
 SURE = 0.7  # the released evaluator's threshold
-_BATCH = 16
-
-
-@dataclass(frozen=True)
-class SkillTask:
-    """A prompt as a method gets it."""
-
-    item: SkillPrompt
-
-    @property
-    def scene(self) -> Scene:
-        """The prompt and its layout."""
-        return self.item.scene
 
 
 def object_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """The detection with the highest score is of the kind."""
+    """Whether the most confident detection is of the kind."""
     return bool(found) and _surest(found).label == item.things[0].kind
 
 
 def count_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """As many confident detections of the kind as asked for; others do not count against it."""
+    """Whether as many confident objects of the kind are seen as asked for; others do not count."""
     kind = item.things[0].kind
     return sum(one.label == kind for one in _sure(found)) == len(item.things)
 
 
 def colour_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """The detection with the highest score is of the kind, and in the colour."""
+    """Whether the most confident detection is of the kind, and in the colour."""
     return object_right(found, item) and _surest(found).colour == item.things[0].colour
 
 
 def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
-    """Exactly two confident detections: the two kinds, the second one where it should be.
+    """Whether exactly two confident objects are seen: the two kinds, the second where it should be.
 
     Two objects of one kind (in the published set alone) may stand either way round.
     """
@@ -86,8 +72,8 @@ def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
 
 
 def side(a: Box, b: Box) -> str:
-    """Where b lies relative to a, by the axis on which the centres are farther apart."""
-    # twice the distance from centre to centre
+    """Where b is as seen from a, by the axis on which the centres are farther apart."""
+    # twice the distance of the centres
     right, down = (b[k] + b[k + 2] - a[k] - a[k + 2] for k in (0, 1))
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"
@@ -151,19 +137,19 @@ def evaluate_skills(
             raise ValueError(f"prompts is {prompts}; pass at least 1")
         items, left_out = published_items(published)
         chosen = {items[0].skill: items[:prompts]}
+        counted = {"prompts": len(items[:prompts]), "left_out": left_out}
     else:
-        chosen, left_out = {skill: _pocket_items(skill, prompts) for skill in skills}, None
-    draw = METHODS[method].drawer(model)
+        chosen = {skill: _pocket_items(skill, prompts) for skill in skills}
+        counted = {"prompts": prompts}
+    settings = METHODS[method].settings
+    sampler = METHODS[method].load(model, settings)
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
-    report = {"method": method, "prompts": prompts, "seed": seed}
-    if left_out is not None:
-        report |= {"prompts": len(items[:prompts]), "left_out": left_out}
+    report = {"method": method, "seed": seed} | counted
     for skill, items in chosen.items():
-        todo = [SkillTask(item) for item in items]
-        right = _answers(todo, drawn(draw, todo, seed, f"{method}, {skill}"), judge)
-        report[skill] = round(float(np.mean(right)), 4)
-        report[f"{skill}_95"] = [round(x, 4) for x in bootstrap(right, range(len(right)))]
-    return report | {"settings": METHODS[method].settings}
+        todo = [Task(item, item.scene) for item in items]
+        images = sampled(sampler, todo, seed, f"{method}, {skill}")
+        report |= mean_and_interval(skill, _answers(items, images, judge), range(len(items)))
+    return report | {"settings": settings}
 
 
 def _pocket_items(skill: str, prompts: int) -> list[SkillItem]:
@@ -199,10 +185,8 @@ def _can_be_judged(thing: Thing) -> bool:
     return thing.kind in KINDS and thing.colour in (None, *COLOURS)
 
 
-def _answers(todo: Sequence[SkillTask], images: Sequence[Image.Image], judge: Judge) -> list[bool]:
-    right = []
-    for start in range(0, len(todo), _BATCH):
-        some = slice(start, start + _BATCH)
-        for found, task in zip(detections(images[some], judge), todo[some], strict=True):
-            right.append(RULES[task.item.skill](found, task.item))
-    return right
+def _answers(
+    items: Sequence[SkillPrompt], images: Sequence[Image.Image], judge: Judge
+) -> list[bool]:
+    pairs = zip(detections(images, judge), items, strict=True)
+    return [RULES[item.skill](found, item) for found, item in pairs]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SpaText's tables: what each part of the method is worth, and what inexact masks cost."""
+"""SpaText's tables: what each part of the method contributes, and what corrupted masks cost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatext_lab.evaluation.corrupted_masks import WORSE
+from spatext_lab.evaluation.corrupted_masks import CORRUPTIONS
 from spatext_lab.evaluation.methods import METHODS
-from spatext_lab.evaluation.report import evaluate, tasks
+from spatext_lab.evaluation.report import evaluate
 from spatext_lab.evaluation.tables import write
+from spatext_lab.evaluation.tasks import tasks
 from spatext_lab.figures.charts import curve
 
 if TYPE_CHECKING:
@@ -42,45 +43,47 @@ def ablation(
     """A report for each row of the ablation table.
 
     Args:
-        scenes: how many for each row.
+        scenes: number of scenes of each.
         model: "pocket", or a folder with its layout.
-        variants: a folder with `spatext-binary` and others, as `train other-maps --representation`
-            makes them; rows whose model is not there are left out.
-        seed: of the first image.
+        variants: a folder with `spatext-binary` and others, which `train other-maps
+            --representation` makes; rows whose model is not there are left out.
+        seed: of the first image, and of the choice of segments.
     """
     rows = []
     for method in ABLATION:
-        place = str(model)
+        folder = model
         if method in VARIANTS:
-            folder = variants and variants / f"spatext-{method}"
-            if not folder or not folder.is_dir():
+            if not variants or not (variants / f"spatext-{method}").is_dir():
                 continue
-            place = str(folder)
-        rows.append(evaluate(method, scenes=scenes, seed=seed, model=place))
+            folder = str(variants / f"spatext-{method}")
+        rows.append(evaluate(method, scenes=scenes, seed=seed, model=folder))
     return rows
 
 
 def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[dict]:
-    """A report of SpaText for each kind of mask corruption, with two more entries.
+    """A report of SpaText for each kind of corrupted mask.
+
+    Args:
+        scenes: number of scenes of each.
+        model: as in `report.evaluate`.
+        seed: of the first image, and of the choice of segments.
 
     Returns:
-        Reports of `report.evaluate` with masks, the corruption's name, and mask_quality, the mean
-        IoU of the corrupted masks with the exact ones.
+        Reports with two more entries: masks, the name of the corruption, and mask_quality, the mean
+        IoU of the masks that were passed with the true ones.
     """
-    exact = [mask for task in tasks(scenes, seed) for mask in task.masks]
+    true = [mask for task in tasks(scenes, seed) for mask in task.masks]
     rows = []
-    for name, worse in WORSE.items():
-        given = [worse(mask) for mask in exact]
-        quality = np.mean(
-            [(a & b).sum() / (a | b).sum() for a, b in zip(exact, given, strict=True)]
-        )
-        row = evaluate("spatext", scenes=scenes, seed=seed, model=model, masks=worse)
-        rows.append(row | {"masks": name, "mask_quality": round(float(quality), 4)})
+    for name, corruption in CORRUPTIONS.items():
+        passed = [corruption(mask) for mask in true]
+        ious = [(a & b).sum() / (a | b).sum() for a, b in zip(true, passed, strict=True)]
+        row = evaluate("spatext", scenes=scenes, seed=seed, model=model, masks=corruption)
+        rows.append(row | {"masks": name, "mask_quality": round(float(np.mean(ious)), 4)})
     return rows
 
 
 def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
-    """Writes both tables as Markdown and JSON, and the second one's figure, into `out`.
+    """Writes both tables as Markdown and JSON, and the second one's figure.
 
     Args:
         out: a folder, for Markdown, JSON and a figure.
@@ -97,7 +100,11 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
 
 
 def masks_figure(rows: Sequence[dict]) -> Figure:
-    """Local IoU and region accuracy against the quality of the masks, from `tolerance`'s rows."""
+    """Local IoU and region accuracy against the quality of the masks.
+
+    Args:
+        rows: what `tolerance` returns.
+    """
     lines = {}
     for size, others in (("too small", "eroded"), ("too large or coarse", ("dilated", "a "))):
         some = [row for row in rows if row["masks"].startswith(others) or row["masks"] == "exact"]
@@ -105,4 +112,4 @@ def masks_figure(rows: Sequence[dict]) -> Figure:
         for name, key in (("IoU", "local_iou"), ("accuracy", "region_accuracy")):
             values = [row[key] for row in some]
             lines[f"{name}, masks {size}"] = ([row["mask_quality"] for row in some], values)
-    return curve(lines, "IoU of the masks given with the exact ones", "score")
+    return curve(lines, "IoU of the masks passed with the exact ones", "score")

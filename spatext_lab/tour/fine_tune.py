@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from spatext_lab.datasets.coco import CocoSubset, read_coco
-from spatext_lab.evaluation.methods import Task
-from spatext_lab.evaluation.report import scores, tasks
+from spatext_lab.evaluation.report import scores
+from spatext_lab.evaluation.tasks import Task, tasks
 from spatext_lab.figures import curve, outline
 from spatext_lab.figures.progress import Progress
 from spatext_lab.spatext.pipeline import SpaTextPipeline

@@ -9,7 +9,8 @@ from shlex import quote
 from markupsafe import Markup
 from PIL import Image
 
-from spatext_lab.evaluation.report import scores, tasks
+from spatext_lab.evaluation.report import scores
+from spatext_lab.evaluation.tasks import tasks
 from spatext_lab.figures import draw_scene, map_image, outline
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import Scene

@@ -18,7 +18,7 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.figures.progress import Progress
-from spatext_lab.images import encode, to_tensor
+from spatext_lab.images import encode, to_tensor, to_unit
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.representation import coverage
 
@@ -80,7 +80,7 @@ def draw_noise(
 
 def pocket_images(split: str, indices: Iterable[int]) -> Float[Tensor, "b 3 64 64"]:
     """Pocket images in [-1, 1]; rendered anew each time, which costs a millisecond each."""
-    return to_tensor(np.stack([pocket_item(split, i).image for i in indices]))
+    return to_tensor(pocket_item(split, i).image for i in indices)
 
 
 def pocket_examples(count: int) -> Iterator[Example]:
@@ -107,13 +107,13 @@ def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None
     latents, captions, scenes, segments, whole = [], [], [], [], []
     bar = Progress(total=total, desc="caching", unit="image")
     for chunk in _chunks(examples):
-        images = to_tensor(np.stack([e.image for e in chunk])).to(vae.device)
+        images = to_tensor(e.image for e in chunk).to(vae.device)
         latents.append(encode(vae, images).cpu())
         captions += [e.captions for e in chunk]
         if clip is None:
             scenes += [e.scene for e in chunk]
         else:
-            images, size = (images / 2 + 0.5).to(clip.device), latents[0].shape[-2:]
+            images, size = to_unit(images).to(clip.device), latents[0].shape[-2:]
             whole.append(clip.encode_images(images).cpu())
             pairs = zip(images, chunk, strict=True)
             segments += [_segments(image, example.scene, clip, size) for image, example in pairs]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layouts: detections against patches drawn by hand, scores against pycocotools and loops."""
+"""Layouts: detections against patches made by hand, scores against pycocotools and loops."""
 
 import contextlib
 import io
@@ -15,19 +15,20 @@ from pycocotools.cocoeval import COCOeval
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, STUFF, pocket_item
-from spatext_lab.evaluation import boxes as layouts
 from spatext_lab.evaluation.boxes import (
+    LEAST_FRACTION,
     Detection,
-    anything,
     box_ap,
     box_correct,
+    class_agnostic,
     detections,
     found_in,
     layout_scores,
-    layout_tasks,
     scene_distance,
 )
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.tasks import layout_tasks
+from spatext_lab.scene.places import tight_box
 
 BACK = LABELS.index(STUFF[0])
 STAR, BOAT, MOON = (LABELS.index(kind) for kind in ("star", "boat", "moon"))
@@ -117,7 +118,7 @@ def shaken(tasks, seed: int):
     """Detections near the true boxes, some missing, some of the wrong kind, and what was asked."""
     rng = np.random.default_rng(seed)
     asked = [
-        [(s.label, r.box) for s, r in zip(t.things, t.scene.regions, strict=True)] for t in tasks
+        [(s.label, r.box) for s, r in zip(t.segments, t.scene.regions, strict=True)] for t in tasks
     ]
     found = []
     for row in asked:
@@ -143,17 +144,17 @@ def test_average_precision_against_cocos_own(seed):
 def test_exact_boxes_are_perfect_and_none_are_nothing():
     tasks = list(layout_tasks(10))
     asked = [
-        [(s.label, r.box) for s, r in zip(t.things, t.scene.regions, strict=True)] for t in tasks
+        [(s.label, r.box) for s, r in zip(t.segments, t.scene.regions, strict=True)] for t in tasks
     ]
     exact = [[Detection(kind, None, 1.0, box) for kind, box in row] for row in asked]
     assert box_ap(exact, asked) == {"ap": 1.0, "ap50": 1.0}
     assert box_ap([[] for _ in asked], asked) == {"ap": 0.0, "ap50": 0.0}
 
 
-def test_places_count_whatever_is_there():
+def test_without_classes_the_location_alone_counts():
     found, asked = shaken(list(layout_tasks(40)), 0)
     right = [[replace(one, label="cup") for one in row] for row in found]
-    places = box_ap(*anything(found, asked))["ap50"]
+    places = box_ap(*class_agnostic(found, asked))["ap50"]
     assert places == pytest.approx(
         slow_ap(right, [[("cup", box) for _, box in row] for row in asked])[1], abs=2e-3
     )
@@ -200,7 +201,7 @@ def clip() -> Clip:
     return Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
 
 
-def test_true_pictures_score_high_and_shuffled_ones_low(judge, clip):
+def test_true_images_score_high_and_shuffled_ones_low(judge, clip):
     tasks = list(layout_tasks(24))
     true = [Image.fromarray(task.item.image) for task in tasks]
     good = layout_scores(tasks, true, judge, clip)
@@ -214,17 +215,17 @@ def test_true_pictures_score_high_and_shuffled_ones_low(judge, clip):
     bad = layout_scores(tasks, true[1:] + true[:1], judge, clip)
     assert bad["region_accuracy"] < 0.3
     assert bad["ap50"] < 0.3
-    # as a cloud, the same pictures are where they were; their boxes hold other things
+    # as a set, the images are the same; their boxes hold other objects
     assert bad["frechet_distance"] == pytest.approx(0, abs=1e-4)
     assert bad["scene_distance"] > 10 * max(good["scene_distance"], 1e-3)
 
 
 def test_seen_and_held_out_make_up_all(judge, clip):
     tasks = list(layout_tasks(24))
-    pictures = [Image.fromarray(task.item.image) for task in tasks]
+    images = [Image.fromarray(task.item.image) for task in tasks]
     grey = [Image.new("RGB", (64, 64), (128, 128, 128))] * 3
-    report = layout_scores(tasks, pictures[:-3] + grey, judge, clip)
-    held = [s.held_out for task in tasks for s in task.things]
+    report = layout_scores(tasks, images[:-3] + grey, judge, clip)
+    held = [s.held_out for task in tasks for s in task.segments]
     together = np.average(
         [report["region_accuracy_heldout"], report["region_accuracy_seen"]],
         weights=[sum(held), len(held) - sum(held)],
@@ -233,12 +234,12 @@ def test_seen_and_held_out_make_up_all(judge, clip):
     assert report["region_accuracy"] < 1
 
 
-def test_detections_are_in_the_pictures_order(judge):
+def test_detections_are_in_the_images_order(judge):
     items = [pocket_item("val", i) for i in range(3)]
-    pictures = [Image.fromarray(item.image) for item in items]
-    together = detections(pictures, judge)
-    for picture, found in zip(pictures, together, strict=True):
-        (alone,) = detections([picture], judge)
+    images = [Image.fromarray(item.image) for item in items]
+    together = detections(images, judge)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = detections([image], judge)
         assert [one.label for one in alone] == [one.label for one in found]
         assert [one.score for one in found] == sorted((x.score for x in found), reverse=True)
 
@@ -259,13 +260,13 @@ def test_the_scene_distance_looks_at_boxes_only(clip):
     assert scene_distance(grey, true, scenes, clip) > 0.1
 
 
-def test_least_share_is_below_the_thinnest_thing():
-    """A true thing always fills enough of its own box to be counted."""
-    shares = []
+def test_the_least_fraction_is_below_the_thinnest_object():
+    """A true object always fills enough of its own box to be counted."""
+    fractions = []
     for index in range(60):
         for segment in pocket_item("test", index).segments:
             if segment.is_thing:
-                x0, y0, x1, y1 = (round(64 * v) for v in layouts.tight_box(segment.mask))
-                shares.append(segment.mask.sum() / ((x1 - x0) * (y1 - y0)))
-    assert min(shares) > layouts.LEAST_SHARE
-    assert torch.tensor(shares).median() > 0.5
+                x0, y0, x1, y1 = (round(64 * v) for v in tight_box(segment.mask))
+                fractions.append(segment.mask.sum() / ((x1 - x0) * (y1 - y0)))
+    assert min(fractions) > LEAST_FRACTION
+    assert torch.tensor(fractions).median() > 0.5

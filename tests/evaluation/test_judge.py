@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge: what it folds it unfolds, and it answers for every pixel."""
+"""The judge: what it folds it unfolds, and every pixel has its label."""
 
 from types import SimpleNamespace
 
@@ -10,15 +10,14 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab.datasets.pocket import COLOURS, LABELS
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
 from tests.tiny import tiny_model
 
 CLASSES = KIND_CLASSES + COLOUR_CLASSES
 
 
-class Told(UNet2DModel):
-    """A network that remembers its input and answers what it was told."""
+class Fixed(UNet2DModel):
+    """A network that remembers its input and has a fixed output."""
 
     def __init__(self, answer: Tensor) -> None:
         torch.nn.Module.__init__(self)
@@ -35,15 +34,10 @@ def folder(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model")) / "judge"
 
 
-def test_classes_are_the_worlds():
-    assert len(LABELS) == KIND_CLASSES
-    assert len(COLOURS) + 1 == COLOUR_CLASSES
-
-
 def test_folding_is_torchs_pixel_unshuffle():
-    """In: every pixel of the picture, once. Out: every score at the pixel that it belongs to."""
+    """In: every pixel of the image, once. Out: every score at the pixel that it belongs to."""
     images, scores = torch.rand(2, 3, 8, 6), torch.randn(2, CLASSES, 8, 6)
-    unet = Told(F.pixel_unshuffle(scores, FOLD))
+    unet = Fixed(F.pixel_unshuffle(scores, FOLD))
     kinds, colours = Judge(unet).logits(images)
     assert torch.equal(unet.asked, F.pixel_unshuffle(images, FOLD))
     assert torch.equal(F.pixel_shuffle(unet.asked, FOLD), images)
@@ -56,7 +50,7 @@ def test_the_answer_is_the_highest_score():
     colours = torch.randint(COLOUR_CLASSES, (2, 8, 8))
     scores = torch.cat([F.one_hot(kinds, KIND_CLASSES), F.one_hot(colours, COLOUR_CLASSES)], -1)
     scores = scores.permute(0, 3, 1, 2).float() + torch.rand(2, CLASSES, 8, 8) / 2
-    seen = Judge(Told(F.pixel_unshuffle(scores, FOLD)))(torch.rand(2, 3, 8, 8))
+    seen = Judge(Fixed(F.pixel_unshuffle(scores, FOLD)))(torch.rand(2, 3, 8, 8))
     assert torch.equal(seen[0], kinds)
     assert torch.equal(seen[1], colours)
 
@@ -74,7 +68,7 @@ def test_a_judge_survives_the_disk(folder, tmp_path):
     assert not again.unet.training
 
 
-def test_a_picture_is_judged_alike_in_any_company(folder):
+def test_an_image_is_judged_alike_in_any_batch(folder):
     judge, images = Judge.from_pretrained(folder), torch.rand(3, 3, 64, 64)
     with torch.no_grad():
         together = judge.logits(images)[0]

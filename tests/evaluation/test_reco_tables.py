@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReCo's tables on tiny models: which rows there are, what stands in them, exact errors of bins."""
+"""ReCo's tables on tiny models: which rows there are, their values, exact errors of bins."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def variants(root, tmp_path_factory) -> Path:
-    """Some of the models that are trained for the tables, of which two say their steps."""
+    """Some of the models that are trained for the tables, two of them with a card."""
     place = tmp_path_factory.mktemp("variants")
     shutil.copytree(root / "reco-words", place / "reco-words")
     for name in ("reco-after", "reco-bins-64", "reco-init-mean", "reco-init-mean-200"):
@@ -51,16 +51,16 @@ def variants(root, tmp_path_factory) -> Path:
 def test_rows_without_a_model_are_left_out(root, variants, tmp_path):
     always = [
         "ReCo, as shipped",
-        "ReCo, told the caption alone",
+        "ReCo, caption alone",
         "text-to-image",
         "true images, decoded",
         "true images",
     ]
     for nowhere in (None, tmp_path):
         assert [name for name, _ in tables.layouts(1, str(root), nowhere)] == always
-    said = {folder: what for folder, what, _ in tables.VARIANTS}
+    names = {folder: what for folder, what, _ in tables.VARIANTS}
     with_some = [name for name, _ in tables.layouts(1, str(root), variants)]
-    trained = [said["reco-words"], said["reco-after"]]
+    trained = [names["reco-words"], names["reco-after"]]
     assert with_some == [*always, *trained]
 
 
@@ -80,7 +80,7 @@ def test_a_row_is_the_report_of_its_own_model_by_boxes(root, variants):
         assert row.keys() >= set(tables.LAYOUT_COLUMNS.values()) - {"steps"}
 
 
-def test_how_new_words_began_and_what_became_of_it(variants):
+def test_rows_of_initial_embeddings(variants):
     assert tables.init_row("normal", 1, variants) == {"init": "normal"}
     assert tables.init_row("mean", 1, None) == {"init": "mean"}
     row = tables.init_row("mean", 1, variants)
@@ -94,24 +94,24 @@ def test_how_new_words_began_and_what_became_of_it(variants):
 
 def slow_bins(bins: int, scenes: int) -> tuple[float, float, float]:
     """Largest and mean error of an edge in pixels, mean IoU; every edge against the nearest of all
-    places that the bins can say, in fractions (of two as near, the even bin)."""
+    positions of the bins, in fractions (of two as near, the even bin)."""
     places = [Fraction(64 * k, bins - 1) for k in range(bins)]
     errors, overlaps = [], []
     for i in range(scenes):
         for region in pocket_item("test", i).layout.regions:
             edges = [64 * Fraction(value) for value in region.box]
-            said = [
+            nearest = [
                 places[min(range(bins), key=lambda k, e=edge: (abs(places[k] - e), k % 2))]
                 for edge in edges
             ]
-            errors += [abs(a - b) for a, b in zip(edges, said, strict=True)]
-            overlaps.append(slow_iou(edges, said))
+            errors += [abs(a - b) for a, b in zip(edges, nearest, strict=True)]
+            overlaps.append(slow_iou(edges, nearest))
     mean, iou = (float(sum(each) / len(each)) for each in (errors, overlaps))
     return float(max(errors)), mean, iou
 
 
 def slow_iou(a: list[Fraction], b: list[Fraction]) -> Fraction:
-    """The areas in both and in either, added up over the cells that all edges cut the plane in."""
+    """The areas in both and in either, summed over the cells that all edges make."""
     xs, ys = (sorted({box[k] for box in (a, b) for k in ends}) for ends in ((0, 2), (1, 3)))
     both = either = Fraction(0)
     for x0, x1 in pairwise(xs):

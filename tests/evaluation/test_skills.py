@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PaintSkills' rules: on detections written down by hand, and on pictures that are known."""
+"""PaintSkills' rules: on detections written by hand, and on images that are known."""
 
 import json
 
@@ -33,7 +33,7 @@ def one(label, score=0.9, colour="red", at=(0.3, 0.3)):
     return Detection(label, colour, score, (x - 0.1, y - 0.1, x + 0.1, y + 0.1))
 
 
-# --- object, colour -------------------------------------------------------------------------------
+# --- object, colour ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_colour_is_that_of_the_surest_thing(found, right):
     assert RULES["colour"](found, asked("colour", "fish", colour="blue")) is right
 
 
-# --- count ----------------------------------------------------------------------------------------
+# --- count -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -105,7 +105,7 @@ def test_nothing_sure_is_none():
     assert not RULES["count"](found, asked("count", "fish"))
 
 
-# --- spatial --------------------------------------------------------------------------------------
+# --- spatial -----------------------------------------------------------------------------------
 
 PLACES = {"left": (0.1, 0.4), "right": (0.9, 0.6), "above": (0.6, 0.1), "below": (0.4, 0.9)}
 
@@ -161,7 +161,7 @@ def test_sides_against_the_angle_between_the_centres():
         assert side(a, b) == names[round(np.degrees(np.arctan2(down, right)) / 90) % 4]
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -187,8 +187,8 @@ def test_the_ceilings_are_high_and_what_a_report_holds():
     assert "object" not in some
 
 
-def method(draw):
-    return Method("for a test", lambda model, settings: draw, {})
+def method(sampler):
+    return Method("for a test", lambda model, settings: sampler, {})
 
 
 def test_grey_pictures_are_never_right(monkeypatch):
@@ -263,7 +263,7 @@ def test_there_is_a_rule_for_every_skill():
     assert tuple(skills.RULES) == SKILLS
 
 
-# --- published prompts ----------------------------------------------------------------------------
+# --- published prompts -------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worse masks against loops, and the tables that are made of reports."""
+"""Corrupted masks against loops, and the tables that are made of reports."""
 
 import json
 from itertools import product
@@ -10,7 +10,7 @@ import pytest
 from spatext_lab import zoo
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation import spatext_tables as tables
-from spatext_lab.evaluation.corrupted_masks import WORSE, blob, boxed, dilated, eroded
+from spatext_lab.evaluation.corrupted_masks import CORRUPTIONS, blob, boxed, dilated, eroded
 from tests.tiny import tiny_model
 
 MASKS = [s.mask for s in pocket_item("val", 3).segments] + [np.eye(9, dtype=bool)]
@@ -50,7 +50,7 @@ def test_a_box_against_its_corners():
 def test_a_blob_has_the_masks_place_and_size():
     for mask in MASKS[:-1]:
         round_one = blob(mask)
-        assert round_one.sum() == pytest.approx(mask.sum(), rel=0.2)  # less where it is cut off
+        assert round_one.sum() == pytest.approx(mask.sum(), rel=0.2)  # less where it is cropped
         if round_one[[0, -1]].any() or round_one[:, [0, -1]].any():
             continue
         centres = (np.argwhere(m).mean(0) for m in (mask, round_one))
@@ -71,7 +71,8 @@ def root(tmp_path_factory):
 
 
 def test_the_tables_are_written_and_hold_what_was_measured(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "WORSE", {name: WORSE[name] for name in ("exact", "a box")})
+    few = {name: CORRUPTIONS[name] for name in ("exact", "a box")}
+    monkeypatch.setattr(tables, "CORRUPTIONS", few)
     tables.run(tmp_path / "out", scenes=2, model=str(root), variants=root)
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [row["method"] for row in rows] == list(tables.ABLATION)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spatext_lab.clip import Clip, segment_crop
 from spatext_lab.datasets.pocket import PocketItem, Segment, pocket_item
-from spatext_lab.images import to_tensor
+from spatext_lab.images import to_tensor, to_unit
 from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training.job import Job, save_half
 from spatext_lab.training.plan import Plan
@@ -69,7 +69,7 @@ def batch(
 ) -> tuple[Float[Tensor, "b 3 s s"], list[str]]:
     """Images in [0, 1] and their texts: crops (four in five black outside) and whole images."""
     items = [pocket_item("train", i) for i in range(step * SCENES, (step + 1) * SCENES)]
-    images = to_tensor(np.stack([item.image for item in items])) / 2 + 0.5
+    images = to_unit(to_tensor(item.image for item in items))
     crops, texts = [], []
     for i, segment in distinct(items):
         mask = torch.from_numpy(segment.mask.copy())

@@ -7,7 +7,6 @@ at the same time. Stable Diffusion's autoencoder was refined in the same way.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from jaxtyping import Float
@@ -53,7 +52,7 @@ def batch(step: int) -> Float[Tensor, "b 3 h w"]:
     """The images of a step, in [-1, 1]: new scenes, and one image of every skill."""
     first = FIRST + step * SCENES
     skills = [skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS]
-    small = to_tensor(np.stack([item.image for item in skills]))
+    small = to_tensor(item.image for item in skills)
     return torch.cat([pocket_images("train", range(first, first + SCENES)), small])
 
 

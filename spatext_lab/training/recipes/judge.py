@@ -51,7 +51,7 @@ def make(plan: Plan, device: str) -> Job:
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         items = [pocket_item("train", i) for i in range(step * BATCH, (step + 1) * BATCH)]
-        images = soften(to_tensor(np.stack([item.image for item in items])), generator)
+        images = soften(to_tensor(item.image for item in items), generator)
         kinds, colours = (
             torch.from_numpy(np.stack([getattr(item, name) for item in items])).long()
             for name in ("kind_map", "colour_map")

@@ -11,7 +11,7 @@ from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
 from spatext_lab.figures.progress import Progress
-from spatext_lab.images import to_tensor
+from spatext_lab.images import to_tensor, to_unit
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
 from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, save_half
@@ -41,7 +41,7 @@ def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
     for i in Progress(range(scenes), desc="caching", unit="image"):
         item = pocket_item("train", i)
         segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
-        whole = to_tensor(item.image[None]) / 2 + 0.5
+        whole = to_unit(to_tensor([item.image]))
         masks = torch.stack([torch.from_numpy(s.mask.copy()) for s in segments])
         crops = clip.encode_segments(whole.expand(len(segments), -1, -1, -1), masks)
         caption = item.captions[i % len(item.captions)]
