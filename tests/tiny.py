@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model folder in the pocket model's layout, of random weights so small that it answers at once.
 
-For tests of what is done with a model. What it draws is noise.
+For tests of what is done with a model. Its images are noise.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ from diffusers import (
     UNet2DModel,
 )
 from open_clip.model import CLIP
-from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from spatext_lab.baselines.other_maps import KINDS
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
@@ -33,9 +33,10 @@ from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.tokenizer import new_tokenizer
+from spatext_lab.training.recipes.other_maps import widened as widened_otherwise
 from spatext_lab.training.recipes.spatext import widened
 
-WIDTH = 16  # of all hidden states, and of CLIP's vectors
+WIDTH = 16  # of all hidden states, and of CLIP's embeddings
 SCENE = Scene(
     "a red ball and a tree in a meadow",
     [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
@@ -51,24 +52,22 @@ def final(pipeline, scenes, **settings) -> Tensor:
 
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
-    """Writes root/text-to-image, root/spatext (which shares its parts), root/spatext-pixel,
-    root/spatext-KIND for every kind of map, root/judge, root/reco, and root/reco-words.
+    """Writes root/text-to-image, root/spatext (again as root/spatext-vectors), root/spatext-pixel,
+    root/spatext-KIND for every other kind of map, root/judge, root/reco, and root/reco-words.
 
     The U-Nets read their maps: the channels that training starts from at zero are random.
     """
     torch.manual_seed(seed)
     base = _text_to_image()
     base.save_pretrained(root / "text-to-image")
-    clip, prior = _clip(root / "spatext" / "clip"), tiny_prior()
-    clip.save_pretrained(root / "spatext" / "clip")
-    prior.save_pretrained(root / "spatext" / "prior")
-    for kind in ("vectors", "binary", "caption", "similarity"):
-        model = widened(base, clip, prior, kind)
-        torch.nn.init.normal_(model.unet.conv_in.weight, std=0.3)
-        if kind == "vectors":
-            model.unet.save_pretrained(root / "spatext" / "unet")
-            model.write_index(root / "spatext", shared="../text-to-image")
-        model.save_pretrained(root / f"spatext-{kind}")
+    clip, prior = tiny_clip(), tiny_prior()
+    spatext = widened(base, clip, prior)
+    models = {"spatext": spatext, "spatext-vectors": spatext}
+    models |= {f"spatext-{kind}": widened_otherwise(base, clip, prior, kind) for kind in KINDS}
+    for name, model in models.items():
+        if name != "spatext-vectors":
+            torch.nn.init.normal_(model.unet.conv_in.weight, std=0.3)
+        model.save_pretrained(root / name)
     unet = _unet(48 + WIDTH, 48)
     pixel = SpaTextPipeline(unet, PixelFold(), noise_schedule(), clip, prior=prior)
     pixel.save_pretrained(root / "spatext-pixel")
@@ -79,7 +78,7 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
 
 
 def tiny_prior(width: int = WIDTH) -> DiffusionPrior:
-    """One layer; its vectors are noise too, but each text's own."""
+    """One layer; its embeddings are noise too, but each text's own."""
     shape = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1}
     transformer = PriorTransformer(
         embedding_dim=width, num_embeddings=0, encoder_hid_proj_type=None, **shape
@@ -147,10 +146,9 @@ def _text_to_image() -> TextToImagePipeline:
     )
 
 
-def _clip(folder: Path) -> Clip:
-    """open_clip reads its tokenizer from a folder, so it is written first."""
+def tiny_clip() -> Clip:
+    """One layer each for texts and images, 32 tokens, images of 16 pixels."""
     tokenizer = new_tokenizer(merges=200, length=32)
-    tokenizer.save_pretrained(folder)
     vision = {"image_size": 16, "patch_size": 8, "width": WIDTH, "layers": 1, "head_width": 8}
     text = {"context_length": 32, "vocab_size": len(tokenizer), "width": WIDTH, "heads": 2}
     text |= {"layers": 1}
@@ -160,7 +158,7 @@ def _clip(folder: Path) -> Clip:
         "model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": named},
         "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     }
-    return Clip(model, HFTokenizer(str(folder), context_length=32), config)
+    return Clip(model, tokenizer, config)
 
 
 def _judge() -> Judge:
@@ -185,7 +183,7 @@ def tiny_stable_diffusion(
     version 1.5 has, and no word of this project.
 
     length, bins: of its tokenizer, as ReCo's weights are published. levels: of the U-Net and the
-    autoencoder, so that a picture has side * 2 ** (levels - 1) pixels.
+    autoencoder, so that an image has side * 2 ** (levels - 1) pixels.
     """
     torch.manual_seed(0)
     tokenizer = new_tokenizer(merges=100, length=length)

@@ -52,7 +52,7 @@ def evaluate(
         masks: from a mask to the one that the method gets in its place, see `corrupted_masks`; the
             scores are against it too. None for the true masks.
         protocol: "segments", SpaText's: 1 to 3 segments by their masks; "boxes", ReCo's: all
-            objects by their boxes; None for the method's own.
+            objects by their boxes; the method's own if not given.
 
     Returns:
         method, protocol, scenes, seed, split; what `segment_scores` or `layout_scores` returns;
