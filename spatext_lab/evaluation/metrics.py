@@ -106,8 +106,12 @@ def bootstrap(
 def mean_and_interval(
     name: str, values: Sequence[float] | np.ndarray, groups: Sequence[int] | np.ndarray
 ) -> dict:
-    """The mean under `name` and its `bootstrap` interval under `name` with `_95`, as reports have
-    them: rounded to four decimals; None, and no interval, where there are no values.
+    """The mean of some values and its `bootstrap` interval, as entries of a report.
+
+    Args:
+        name: of the mean; the interval's is the same with `_95`.
+        values: one per region; where there are none, the mean is None and has no interval.
+        groups: the scene that each region belongs to.
     """
     if not len(values):
         return {name: None}
