@@ -28,7 +28,7 @@ from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 
-SMALL_STEPS = 6000  # of the first stage
+SMALL_STEPS = 5400  # of the first stage
 SMALL_BATCH, LARGE_BATCH = 64, 32
 # New views are rendered for every BLOCK steps, so each is seen a few times and never again.
 BLOCK, SMALL_VIEWS, LARGE_VIEWS = 200, 3072, 1536
