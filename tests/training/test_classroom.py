@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The classroom's path, tiny: Stable Diffusion's own classes in its official layout, an OpenCLIP
-with CLIP's own tokenizer, COCO pictures; load, widen or grow, encode, two steps, save, reload,
+with CLIP's own tokenizer, COCO photos; load, widen or grow, encode, two steps, save, reload,
 sample."""
 
 import json
@@ -25,7 +25,7 @@ from spatext_lab.training.run import run
 from tests.tiny import tiny_stable_diffusion
 
 COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
-D = 24  # of CLIP's vectors, 768 in the real one
+D = 24  # of CLIP's embeddings, 768 in the real one
 SCENE = Scene("a red ball in a meadow", [Region("a red ball", box=(0.2, 0.2, 0.7, 0.8))])
 
 
@@ -60,12 +60,12 @@ def sd(tmp_path_factory) -> Path:
 
 def test_stable_diffusions_folder_is_read_with_its_own_schedule(sd):
     base = TextToImagePipeline.from_pretrained(sd / "text-to-image")
-    assert (base.picture_size, base.latent_size) == (64, 8)
+    assert (base.image_size, base.latent_size) == (64, 8)
     theirs = PNDMScheduler.from_pretrained(sd / "text-to-image" / "scheduler")
+    assert type(base.scheduler) is PNDMScheduler
     assert torch.equal(base.scheduler.alphas_cumprod, theirs.alphas_cumprod)
     assert base.scheduler.config.prediction_type == "epsilon"
-    assert not base.scheduler.config.clip_sample
-    assert base(SCENE, steps=2).size == (64, 64)
+    assert base(SCENE, num_inference_steps=2).images[0].size == (64, 64)
 
 
 def test_the_whole_path(sd, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_the_whole_path(sd, tmp_path, monkeypatch):
     condition = model.condition([SCENE])
     assert condition.st_map.shape == (1, D, 8, 8)
     assert condition.text.shape == (1, 77, 16)
-    assert model(SCENE, steps=2).size == (64, 64)
+    assert model(SCENE, num_inference_steps=2).images[0].size == (64, 64)
     card = json.loads((out / "card.json").read_text())
     assert card["given"] == {"data": "pocket-coco", "base": "sd15"}
     assert "--base sd15" in (out / "README.md").read_text()
@@ -92,16 +92,16 @@ def test_the_whole_path(sd, tmp_path, monkeypatch):
 
 def test_the_whole_path_of_reco(sd, tmp_path, monkeypatch):
     """`train reco --base sd15 --data ...`: text encoder and U-Net are fine-tuned, in Stable
-    Diffusion's own layout, which its own pipeline reads and draws a prompt in bins with."""
+    Diffusion's own layout, which its own pipeline reads, encoding a prompt in bins alike."""
     monkeypatch.setattr(reco, "BATCH", 2)
     monkeypatch.setattr(reco_views, "VIEWS", 2)
     with models(sd):
         out = run("reco", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
     model = ReCoPipeline.from_pretrained(out)
-    assert model.sentences.bins == 128  # two a pixel
-    assert model.sentences.length == 77  # for latents of 8 x 8; 616 for those of 64 x 64
+    assert model.position_tokens.bins == 128  # two a pixel
+    assert model.position_tokens.length == 77  # for latents of 8 x 8; 616 for those of 64 x 64
     assert model.unet.config.in_channels == 4
-    assert model.most_regions >= 3
+    assert model.config.most_regions >= 3
     for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         before = load_file(sd / "text-to-image" / part / f"{file}.safetensors")
         after = load_file(out / part / f"{file}.safetensors")
@@ -112,7 +112,7 @@ def test_the_whole_path_of_reco(sd, tmp_path, monkeypatch):
         assert len(moved) > 0.8 * len(before)
     condition = model.condition([SCENE])
     assert condition.text.shape == (1, 77, 16)
-    assert model(SCENE, steps=2).size == (64, 64)
+    assert model(SCENE, num_inference_steps=2).images[0].size == (64, 64)
     theirs = StableDiffusionPipeline.from_pretrained(
         out,
         safety_checker=None,
@@ -124,7 +124,7 @@ def test_the_whole_path_of_reco(sd, tmp_path, monkeypatch):
     torch.testing.assert_close(text, condition.text, atol=1e-5, rtol=1e-5)
     card = json.loads((out / "card.json").read_text())
     assert card["given"] == {"data": "pocket-coco", "base": "sd15"}
-    assert "2 random views each of 256 pictures of pocket-coco" in card["data"]
+    assert "2 random views each of 256 photos of pocket-coco" in card["data"]
     assert "--base sd15" in (out / "README.md").read_text()
     assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt")]
 

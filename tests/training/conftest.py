@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny model, and recipes that are small enough for a test."""
+
+from pathlib import Path
+
+import pytest
+
+from spatext_lab import zoo
+from spatext_lab.training.recipes import (
+    autoencoder,
+    clip,
+    decoder,
+    judge,
+    other_maps,
+    pixel,
+    prior,
+    reco,
+    spatext,
+    text_to_image,
+)
+from spatext_lab.training.recipes.reco import aids, views
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    """The tiny model's folder; read it only."""
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def small(monkeypatch, root) -> None:
+    """Few scenes, small batches, and the tiny model in place of the shipped one."""
+    for module in (autoencoder, judge):
+        monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(decoder, "SCENES", 2)
+    monkeypatch.setattr(decoder, "WIDTH", 12)
+    monkeypatch.setattr(clip, "SCENES", 6)
+    monkeypatch.setattr(clip, "WHOLE", 3)
+    for module in (spatext, other_maps, pixel, prior, reco):
+        monkeypatch.setattr(module, "BATCH", 4)
+    for module in (spatext, pixel, prior, views):
+        monkeypatch.setattr(module, "SCENES", 8)
+    for size in ("SMALL", "LARGE"):
+        monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
+        monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
+    monkeypatch.setattr(text_to_image, "SMALL_STEPS", 1)
+    monkeypatch.setattr(views, "PER_SKILL", 1)
+    monkeypatch.setattr(aids, "TEXTS", 40)
+    monkeypatch.setattr(zoo, "_POCKETS", (root,))

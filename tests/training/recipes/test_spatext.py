@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SpaText's recipe: it starts as its base, learns to read the map, and is saved as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spatext_lab.clip import Clip
+from spatext_lab.diffusion import Condition, UNetDenoiser, drop_conditions, training_loss
+from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.spatext.representation import training_map
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.training import cache
+from spatext_lab.training.recipes import spatext
+from tests.tiny import final
+from tests.training.steps import PLAN, loss_of, losses
+
+pytestmark = pytest.mark.usefixtures("small")
+SCENE = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
+
+
+def test_spatext_starts_as_the_text_model(root):
+    """Step 0: whatever the map, the widened network predicts what the base model does."""
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    unet = spatext.make(PLAN, "cpu").module.eval()
+    x_t, t, text = torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 16)
+    with torch.no_grad():
+        want = base.unet(x_t, t, encoder_hidden_states=text).sample
+        for size in (0.0, 5.0):
+            condition = Condition(text, torch.zeros_like(text), size * torch.randn(2, 16, 16, 16))
+            assert_close(UNetDenoiser(unet)(x_t, t, condition), want, atol=1e-5, rtol=1e-5)
+
+
+def test_spatext_learns_to_read_the_map_and_leaves_the_rest_alone():
+    """The new channels and the U-Net move; text encoder, autoencoder and CLIP are not trained."""
+    job = spatext.make(PLAN, "cpu")
+    assert not job.module.conv_in.weight[:, 4:].any()
+    losses(job, same_data=False)
+    assert job.module.conv_in.weight[:, 4:].abs().sum() > 0
+    assert sum(p.numel() for p in job.module.parameters()) < 1e6  # a U-Net alone
+
+
+def test_the_loss_is_the_readmes_equation(root):
+    """With the step's own random numbers drawn again by hand, and the public functions."""
+    job = spatext.make(PLAN, "cpu")
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    clip = Clip.from_pretrained(root / "spatext" / "clip")
+    pool = cache.build(cache.pocket_examples(spatext.SCENES), spatext.SCENES, base.vae, clip)
+    generator = torch.Generator().manual_seed(3)
+    index = torch.randint(len(pool), (spatext.BATCH,), generator=generator)
+    condition = base.encode_captions(pool.draw_captions(index, generator))
+    segments = pool.embeddings[index], pool.coverage[index]
+    st_map = training_map(*segments, spatext.COUNT, spatext.MIN_AREA, generator)
+    drop = torch.rand(2, spatext.BATCH, generator=generator) < spatext.DROP
+    condition = drop_conditions(replace(condition, st_map=st_map), *drop)
+    x_0 = pool.latents[index]
+    noise, t = cache.draw_noise(x_0, base.scheduler, generator)
+    denoiser = UNetDenoiser(job.module)
+    with torch.no_grad():
+        want = training_loss(denoiser, x_0, condition, t, noise, base.scheduler)
+        assert_close(loss_of(job, 3), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_model_is_the_trained_one(root, tmp_path):
+    """All parts in one folder, the U-Net's weights in half precision."""
+    job = spatext.make(PLAN, "cpu")
+    losses(job, same_data=False)
+    job.save(tmp_path)
+    model = SpaTextPipeline.from_pretrained(tmp_path)
+    assert (model.config.most_regions, model.config.min_area) == (6, 0.02)
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(value, job.module.state_dict()[name].half().float()), name
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    parts = {
+        "unet": job.module.eval(),
+        "clip": Clip.from_pretrained(root / "spatext" / "clip"),
+        "prior": SpaTextPipeline.from_pretrained(root / "spatext").prior,
+    }
+    want = final(SpaTextPipeline.from_pipe(base, **parts), SCENE, num_inference_steps=2)
+    assert_close(final(model, SCENE, num_inference_steps=2), want, atol=2e-2, rtol=2e-2)
