@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's two functions against open_clip itself, Pillow's resizing and a loop over the pixels."""
+"""CLIP's functions against open_clip itself, Pillow's resizing and a loop over the pixels."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
-from spatext_lab.clip import CONFIG_NAME, WEIGHTS_NAME, Clip, segment_crop
+from spatext_lab.clip import CONFIG_NAME, WEIGHTS_NAME, Clip, segment_crop, truncated
 from tests.tiny import tiny_model
 
 TEXTS = ["a red ball", "", "zebras & quartz, 42 of them!", "a fish with red stripes"]
@@ -52,10 +52,10 @@ def slow_crop(image: Tensor, mask: Tensor, size: int) -> np.ndarray:
 MASKS = {
     "in the middle": np.s_[5:12, 8:11],
     "wide": np.s_[10:13, 2:19],
-    "in a corner, its square reaching off the picture": np.s_[0:9, 0:2],
+    "in a corner, its square reaching off the image": np.s_[0:9, 0:2],
     "at the other corner": np.s_[18:20, 7:24],
     "one pixel": np.s_[3:4, 4:5],
-    "the whole picture": np.s_[:, :],
+    "the whole image": np.s_[:, :],
 }
 
 
@@ -71,7 +71,7 @@ def test_crops_against_a_slow_loop(where, size):
 
 
 def test_outside_of_a_segment_is_black():
-    """An all-white picture, a segment as large as the crop: white inside, black outside."""
+    """An all-white image, a segment as large as the crop: white inside, black outside."""
     mask = torch.zeros(40, 40, dtype=torch.bool)
     mask[4:36, 6:14] = mask[20:24, 6:30] = True  # 32 high, 24 wide: 4 columns more on each side
     crop = segment_crop(torch.ones(3, 40, 40), mask, 32)
@@ -85,19 +85,19 @@ def test_what_lies_outside_a_segment_makes_no_difference(clip):
     one, two = torch.rand(2, 3, 20, 20)
     two[:, mask] = one[:, mask]
     with torch.no_grad():
-        a, b = clip.segments(torch.stack([one, two]), torch.stack([mask, mask]))
+        a, b = clip.encode_segments(torch.stack([one, two]), torch.stack([mask, mask]))
     assert_close(a, b)
 
 
 def test_a_segment_may_lie_anywhere(clip):
-    """The crop moves with it, so the vector stays."""
+    """The crop moves with it, so the embedding stays."""
     images, masks = torch.zeros(2, 3, 30, 30), torch.zeros(2, 30, 30, dtype=torch.bool)
     patch = torch.rand(3, 9, 6)
     for k, (y, x) in enumerate([(0, 1), (21, 24)]):
         images[k, :, y : y + 9, x : x + 6] = patch
         masks[k, y : y + 9, x : x + 6] = True
     with torch.no_grad():
-        a, b = clip.segments(images, masks)
+        a, b = clip.encode_segments(images, masks)
     assert_close(a, b)
 
 
@@ -106,33 +106,44 @@ def test_an_empty_mask_is_refused():
         segment_crop(torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool), 4)
 
 
-# --- vectors --------------------------------------------------------------------------------------
+def read_ids(clip: Clip, texts: list[str]) -> Tensor:
+    """The ids that reach the network."""
+    seen = []
+    hook = clip.model.token_embedding.register_forward_pre_hook(lambda _, ids: seen.extend(ids))
+    try:
+        clip.encode_text(texts)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+# --- embeddings -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_vectors_have_length_one(clip):
+def test_embeddings_have_length_one(clip):
     masks = torch.rand(4, 20, 20) < 0.5
-    for vectors in (
-        clip.text(TEXTS),
-        clip.images(torch.rand(4, 3, 50, 40)),
-        clip.segments(torch.rand(4, 3, 20, 20), masks),
+    for embeddings in (
+        clip.encode_text(TEXTS),
+        clip.encode_images(torch.rand(4, 3, 50, 40)),
+        clip.encode_segments(torch.rand(4, 3, 20, 20), masks),
     ):
-        assert vectors.shape == (4, clip.width)
-        assert_close(vectors.norm(dim=1), torch.ones(4))
-        assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+        assert embeddings.shape == (4, clip.embedding_dim)
+        assert_close(embeddings.norm(dim=1), torch.ones(4))
+        assert not torch.allclose(embeddings[0], embeddings[1], atol=1e-3)
 
 
 @torch.no_grad()
-def test_vectors_against_plain_open_clip(clip, folder):
-    """The folder read without this project: the same vectors of the same texts and pictures."""
+def test_embeddings_against_plain_open_clip(clip, folder):
+    """The folder read without this project: the same embeddings of the same texts and images."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     theirs = torch.nn.functional.normalize(model.eval().encode_text(tokens), dim=-1)
-    assert_close(clip.text(TEXTS), theirs)
+    assert_close(clip.encode_text(TEXTS), theirs)
     size = clip.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     vector = model.encode_image(preprocess(Image.fromarray(pixels))[None])
-    ours = clip.images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    ours = clip.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
     assert_close(ours, torch.nn.functional.normalize(vector, dim=-1), atol=1e-5, rtol=1e-4)
 
 
@@ -142,44 +153,48 @@ def test_pictures_of_any_size_are_brought_to_the_networks(clip):
     channels = [Image.fromarray(channel.numpy()) for channel in large.flatten(0, 1)]
     small = [np.array(c.resize((16, 16), Image.Resampling.BILINEAR)) for c in channels]
     assert clip.image_size == 16
-    by_hand = clip.images(torch.from_numpy(np.stack(small)).view(2, 3, 16, 16))
-    assert_close(clip.images(large), by_hand, atol=1e-4, rtol=1e-4)
+    by_hand = clip.encode_images(torch.from_numpy(np.stack(small)).view(2, 3, 16, 16))
+    assert_close(clip.encode_images(large), by_hand, atol=1e-4, rtol=1e-4)
 
 
 def test_texts_are_read_by_the_tokenizer_of_transformers(clip, folder):
     """The same ids in the same order; the folder's tokenizer fills up to the context's length."""
     plain = CLIPTokenizer.from_pretrained(folder)
     ids = plain(TEXTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    assert torch.equal(clip.tokenizer(TEXTS), ids)
-    assert ids.shape == (len(TEXTS), clip.config["model_cfg"]["text_cfg"]["context_length"])
+    assert torch.equal(read_ids(clip, TEXTS), ids)
+    assert ids.shape == (len(TEXTS), clip.settings["model_cfg"]["text_cfg"]["context_length"])
 
 
 @torch.no_grad()
-def test_a_text_that_is_too_long_is_cut(clip):
-    """Beginning and end are kept: the vector is read off at the end."""
+def test_a_text_that_is_too_long_is_truncated(clip):
+    """Start and end token are kept: the embedding is read off at the end token."""
     long = "a red ball and " * 30
-    ids = clip.tokenizer([long])
+    ids = read_ids(clip, [long])
     assert ids.shape == (1, 32)
     assert ids[0, -1] == ids.max()  # the end token is the last of the vocabulary
-    assert torch.isfinite(clip.text([long])).all()
+    assert torch.isfinite(clip.encode_text([long])).all()
 
 
 @torch.no_grad()
-def test_a_text_has_the_same_vector_in_any_company(clip):
-    alone = torch.cat([clip.text([text]) for text in TEXTS])
-    assert_close(clip.text(TEXTS), alone)
+def test_a_text_has_the_same_embedding_in_any_company(clip):
+    alone = torch.cat([clip.encode_text([text]) for text in TEXTS])
+    assert_close(clip.encode_text(TEXTS), alone)
 
 
 # --- a state for each token -----------------------------------------------------------------------
 
 
+def ids_of(clip: Clip, texts: list[str], length: int) -> Tensor:
+    given = {"padding": "max_length", "truncation": True, "max_length": length}
+    return torch.tensor(clip.tokenizer(texts, **given).input_ids)
+
+
 @torch.no_grad()
 def ends(clip: Clip, texts: list[str], length: int) -> Tensor:
     """The transformer's states at each text's end, brought to the joint space by open_clip's own
-    projection; the texts cut and padded by the tokenizer of transformers."""
-    tokenizer, model = clip.tokenizer.tokenizer, clip.text_transformer(length)
-    given = {"padding": "max_length", "truncation": True, "max_length": length}
-    ids = torch.tensor(tokenizer(texts, **given).input_ids)
+    projection; the texts truncated and padded by the tokenizer of transformers."""
+    tokenizer, model = clip.tokenizer, clip.text_transformer(length)
+    ids = ids_of(clip, texts, length)
     states = model(ids).last_hidden_state
     assert states.shape == (len(texts), length, model.config.hidden_size)
     at = [row.index(tokenizer.eos_token_id) for row in ids.tolist()]
@@ -190,11 +205,11 @@ def ends(clip: Clip, texts: list[str], length: int) -> Tensor:
 def deeper(clip) -> Clip:
     """Of two layers, with weights that are all random: open_clip starts biases at 0, scales at 1,
     so that some that were mixed up would not be seen."""
-    config = copy.deepcopy(clip.config)
+    config = copy.deepcopy(clip.settings)
     config["model_cfg"]["text_cfg"]["layers"] = 2
     known = {k: v for k, v in config["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
     vision = config["model_cfg"]["vision_cfg"]
-    model = open_clip.model.CLIP(embed_dim=clip.width, vision_cfg=vision, text_cfg=known)
+    model = open_clip.model.CLIP(embed_dim=clip.embedding_dim, vision_cfg=vision, text_cfg=known)
     for parameter in model.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return Clip(model, clip.tokenizer, config)
@@ -202,20 +217,20 @@ def deeper(clip) -> Clip:
 
 @torch.no_grad()
 def test_the_text_transformers_states_against_open_clip(deeper):
-    """At CLIP's own length: the vector of every text, a cut one too."""
+    """At CLIP's own length: the embedding of every text, a truncated one too."""
     texts = [*TEXTS, "a red ball and " * 30]
-    theirs = deeper.model.encode_text(deeper.tokenizer(texts))
+    theirs = deeper.model.encode_text(ids_of(deeper, texts, 32))
     assert_close(ends(deeper, texts, 32), theirs, atol=1e-4, rtol=1e-4)
     unit = torch.nn.functional.normalize(theirs, dim=1)
-    assert_close(deeper.text(texts), unit, atol=1e-5, rtol=1e-5)
+    assert_close(deeper.encode_text(texts), unit, atol=1e-5, rtol=1e-5)
     assert torch.pdist(unit).min() > 1e-2
 
 
 @torch.no_grad()
 def test_a_longer_text_transformer_reads_short_texts_alike_and_repeats_its_last_place(deeper):
-    vectors = deeper.text(TEXTS)
+    embeddings = deeper.encode_text(TEXTS)
     longer = torch.nn.functional.normalize(ends(deeper, TEXTS, 77), dim=1)
-    assert_close(longer, vectors, atol=1e-4, rtol=1e-4)
+    assert_close(longer, embeddings, atol=1e-4, rtol=1e-4)
     places = deeper.model.positional_embedding
     (table,) = (
         value
@@ -242,28 +257,28 @@ def test_the_text_transformer_is_a_copy(deeper):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_clip_survives_the_disk(clip, tmp_path, dtype):
     kept = copy.deepcopy(clip)
-    (kept.half() if dtype == torch.float16 else kept).save_pretrained(tmp_path / "again")
+    kept.to(dtype).save_pretrained(tmp_path / "again")
     again = Clip.from_pretrained(tmp_path / "again")
     tolerance = {"atol": 2e-3, "rtol": 0} if dtype == torch.float16 else {"atol": 0, "rtol": 0}
-    assert_close(again.text(TEXTS), clip.text(TEXTS), **tolerance)
-    assert again.config == clip.config
-    assert json.loads((tmp_path / "again" / CONFIG_NAME).read_text()) == clip.config
+    assert_close(again.encode_text(TEXTS), clip.encode_text(TEXTS), **tolerance)
+    assert again.settings == clip.settings
+    assert json.loads((tmp_path / "again" / CONFIG_NAME).read_text()) == clip.settings
     assert {p.suffix for p in (tmp_path / "again").iterdir()} <= {".json", ".safetensors", ".txt"}
     assert (tmp_path / "again" / WEIGHTS_NAME).is_file()
 
 
 def test_a_folder_without_clip_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"has no {CONFIG_NAME}; give an open_clip folder"):
+    with pytest.raises(FileNotFoundError, match=f"{CONFIG_NAME} is missing; pass a complete open_"):
         Clip.from_pretrained(tmp_path)
 
 
-def test_what_is_cut_is_what_has_no_effect(clip):
+def test_what_is_truncated_is_what_has_no_effect(clip):
     short, long = "a red ball", "a red ball " * 30
-    assert clip.cut(short) == ""
-    cut = clip.cut(long)
-    assert long.split() == long[: -len(cut) - 1].split() + cut.split()
-    kept = " ".join(long.split()[: -len(cut.split())])
+    assert truncated(clip.tokenizer, short, 32) == ""
+    rest = truncated(clip.tokenizer, long, 32)
+    assert long.split() == long[: -len(rest) - 1].split() + rest.split()
+    kept = " ".join(long.split()[: -len(rest.split())])
     with torch.no_grad():
-        assert clip.cut(kept) == ""
-        ends = clip.text([kept, f"{kept} blue", kept.rsplit(" ", 1)[0]])
+        assert truncated(clip.tokenizer, kept, 32) == ""
+        ends = clip.encode_text([kept, f"{kept} blue", kept.rsplit(" ", 1)[0]])
     assert not torch.allclose(ends[0], ends[2], atol=1e-4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditions taken apart, put together and left out in part, against slow loops."""
+"""Conditions taken apart, batched, repeated and dropped in part, against slow loops."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from spatext_lab.diffusion import Condition, drop_conditions
 from tests.conditions import some_condition
 
 
-def test_singles_turn_on_one_thing_each():
+def test_single_conditions_turn_on_one_part_each():
     condition = some_condition(2)
-    caption, st_map = condition.singles()
+    caption, st_map = condition.single_conditions()
     assert torch.equal(caption.text, condition.text)
     assert not caption.st_map.any()
     assert torch.equal(st_map.text, condition.null_text)
@@ -24,7 +24,7 @@ def test_singles_turn_on_one_thing_each():
 
 def test_a_condition_without_map_has_one_single():
     condition = some_condition(2, with_map=False)
-    (caption,) = condition.singles()
+    (caption,) = condition.single_conditions()
     assert torch.equal(caption.text, condition.text)
     assert caption.st_map is None
     assert condition.null().st_map is None
@@ -53,10 +53,31 @@ def test_conditions_that_do_not_fit_are_refused():
         Condition(text, torch.zeros(1, 4, 6))
     with pytest.raises(ValueError, match="one map per caption"):
         Condition(text, text, torch.zeros(3, 5, 3, 3))
-    with pytest.raises(ValueError, match="1 of 2 have an st_map"):
+    with pytest.raises(ValueError, match=r"1 of 2 have st_map; .* in all of them or in none"):
         Condition.batch([some_condition(1), some_condition(1, with_map=False)])
     with pytest.raises(ValueError, match="at least one condition"):
         Condition.batch([])
+
+
+@pytest.mark.parametrize("missing", ["text_mask", "null_mask"])
+def test_masks_come_in_pairs(missing):
+    condition = masked_condition(2)
+    with pytest.raises(ValueError, match=f"{missing} is None and the other mask is not"):
+        replace(condition, **{missing: None})
+    with pytest.raises(ValueError, match="1 of 2 have text_mask"):
+        Condition.batch([condition, some_condition(2)])
+
+
+def test_repeat_puts_each_image_n_times_in_a_row():
+    condition = replace(masked_condition(3), region_maps=(torch.randn(3, 5, 3, 3),) * 2)
+    twice = condition.repeat(2)
+    assert len(twice) == 6
+    for k in range(6):
+        for name in ("text", "null_text", "st_map", "text_mask", "null_mask"):
+            assert torch.equal(getattr(twice, name)[k], getattr(condition, name)[k // 2])
+        for ours, theirs in zip(twice.region_maps, condition.region_maps, strict=True):
+            assert torch.equal(ours[k], theirs[k // 2])
+    assert some_condition(1, with_map=False).repeat(3).st_map is None
 
 
 def test_drop_conditions_equals_a_slow_loop():
@@ -84,20 +105,20 @@ def test_drop_conditions_without_map_drops_captions():
 
 
 def masked_condition(b: int) -> Condition:
-    """Of 4 states, the caption's first k + 1 may be looked at, and of the empty caption two."""
+    """Of 4 states, the caption's first k + 1 may be attended to, and of the empty caption two."""
     text_mask = torch.arange(4)[None] <= torch.arange(b)[:, None]
     null_mask = (torch.arange(4) < 2).expand(b, -1)
     return replace(some_condition(b), text_mask=text_mask, null_mask=null_mask)
 
 
-def test_each_single_has_the_mask_of_the_text_that_it_says():
+def test_each_single_condition_has_the_mask_of_its_text():
     condition = masked_condition(3)
     assert not torch.equal(condition.text_mask, condition.null_mask)
-    caption, st_map = condition.singles()
+    caption, st_map = condition.single_conditions()
     assert torch.equal(caption.text_mask, condition.text_mask)
-    for silent in (st_map, condition.null()):
-        assert torch.equal(silent.text, condition.null_text)
-        assert torch.equal(silent.text_mask, condition.null_mask)
+    for other in (st_map, condition.null()):
+        assert torch.equal(other.text, condition.null_text)
+        assert torch.equal(other.text_mask, condition.null_mask)
     for part in (caption, st_map, condition.null()):  # so that the null of a null is itself
         assert torch.equal(part.null_mask, condition.null_mask)
 
@@ -137,6 +158,3 @@ def test_a_dropped_caption_drops_its_mask():
         assert torch.equal(dropped.null_mask[k], condition.null_mask[k])
     plain = drop_conditions(some_condition(4), drop_text, drop_text)
     assert plain.text_mask is None
-
-
-# --- the equations ------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Counted:
 class Split(Condition):
     """A condition of three parts: the first half of the caption's states, the second, the map."""
 
-    def singles(self) -> list[Condition]:
+    def single_conditions(self) -> list[Condition]:
         null, half = self.null(), self.text.shape[1] // 2
         first = torch.cat([self.text[:, :half], self.null_text[:, half:]], dim=1)
         second = torch.cat([self.null_text[:, :half], self.text[:, half:]], dim=1)
@@ -56,7 +56,7 @@ class Split(Condition):
 class Twice(Condition):
     """A condition whose two parts are the same: the whole."""
 
-    def singles(self) -> list[Condition]:
+    def single_conditions(self) -> list[Condition]:
         return [self, self]
 
 
@@ -69,7 +69,7 @@ def inputs(kind: type[Condition] = Condition, with_map: bool = True):
 
 
 def one_by_one(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-    """Counted, a picture at a time."""
+    """Counted, an image at a time."""
 
     def row(k: int) -> Condition:
         st_map = None if condition.st_map is None else condition.st_map[[k]]
@@ -175,7 +175,7 @@ def test_multi_guided_equals_a_slow_loop(scales):
 def test_multi_guided_with_three_conditions_equals_a_slow_loop():
     x_t, t, condition = inputs(Split)
     denoiser, scales = Counted(), (1.5, 4.0, 0.5)
-    slow = slow_multi(x_t, t, condition, condition.singles(), scales)
+    slow = slow_multi(x_t, t, condition, condition.single_conditions(), scales)
     assert_close(multi_guided(denoiser, scales)(x_t, t, condition), slow)
     assert denoiser.batches == [4 * B]
 
@@ -228,7 +228,7 @@ def gaussian_v(x_t: Tensor, t: Tensor, mean: Tensor) -> Tensor:
 @pytest.mark.parametrize("ideal", [gaussian_eps, gaussian_v])
 def test_guidance_of_gaussians_is_a_gaussian_with_a_moved_mean(ideal):
     x_t, t, condition = inputs()
-    caption, st_map = condition.singles()
+    caption, st_map = condition.single_conditions()
     null = mean_of(condition.null())
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -244,7 +244,7 @@ def test_guidance_of_gaussians_is_a_gaussian_with_a_moved_mean(ideal):
 def test_guided_samples_of_gaussians_end_at_the_moved_mean():
     """The deterministic path from x_T ends at mean + x_T for data N(mean, 1)."""
     _, _, condition = inputs()
-    caption, st_map = condition.singles()
+    caption, st_map = condition.single_conditions()
     null = mean_of(condition.null())
     moved = null + 2.0 * (mean_of(caption) - null) + 3.0 * (mean_of(st_map) - null)
     x_T = initial_noise([0, 1, 2], SHAPE).double()

@@ -27,7 +27,7 @@ TYPES = ["epsilon", "v_prediction"]
 SHAPE = (2, 3, 3)
 
 
-def noisy_pictures(b: int) -> tuple[Tensor, Tensor, Tensor]:
+def noisy_images(b: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures, noise and times, the first and the last time among them."""
     t = torch.randint(0, 1000, (b,))
     t[:2] = torch.tensor([0, 999])
@@ -35,14 +35,14 @@ def noisy_pictures(b: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_add_noise_equals_diffusers():
-    x_0, noise, t = noisy_pictures(8)
+    x_0, noise, t = noisy_images(8)
     scheduler = noise_schedule()
     theirs = scheduler.add_noise(x_0, noise, t)
     assert_close(add_noise(x_0, noise, t, scheduler.alphas_cumprod), theirs)
 
 
 def test_target_equals_diffusers():
-    x_0, noise, t = noisy_pictures(8)
+    x_0, noise, t = noisy_images(8)
     scheduler = noise_schedule()
     alphas_cumprod = scheduler.alphas_cumprod
     theirs = scheduler.get_velocity(x_0, noise, t)
@@ -52,7 +52,7 @@ def test_target_equals_diffusers():
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_to_x0_eps_is_the_way_back(prediction_type):
-    x_0, noise, t = (a.double() if a.is_floating_point() else a for a in noisy_pictures(8))
+    x_0, noise, t = (a.double() if a.is_floating_point() else a for a in noisy_images(8))
     alphas_cumprod = noise_schedule().alphas_cumprod.double()
     x_t = add_noise(x_0, noise, t, alphas_cumprod)
     pred = target(x_0, noise, t, alphas_cumprod, prediction_type)
@@ -61,7 +61,7 @@ def test_to_x0_eps_is_the_way_back(prediction_type):
     assert_close(got_x_0, x_0, rtol=1e-9, atol=1e-9)
 
 
-def test_v_holds_where_no_picture_is_left():
+def test_v_holds_where_no_image_is_left():
     scheduler = DDIMScheduler(rescale_betas_zero_snr=True)
     assert scheduler.alphas_cumprod[-1] == 0
     x_0, noise, t = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE), torch.tensor([999])
@@ -99,7 +99,7 @@ def test_noise_schedule_keeps_its_settings_on_disk(prediction_type, tmp_path):
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_training_loss_equals_a_slow_loop(prediction_type):
-    x_0, noise, t = noisy_pictures(4)
+    x_0, noise, t = noisy_images(4)
     condition, scheduler = some_condition(4), noise_schedule(prediction_type)
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -122,7 +122,7 @@ def test_training_loss_equals_a_slow_loop(prediction_type):
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_weights_of_the_loss_against_a_slow_loop(prediction_type):
     """Each pixel's squared error counts as often as its weight says, in every channel."""
-    x_0, noise, t = noisy_pictures(3)
+    x_0, noise, t = noisy_images(3)
     condition, scheduler = some_condition(3), noise_schedule(prediction_type)
     weight = torch.rand(3, 1, *SHAPE[1:]) * 4
 
@@ -165,9 +165,9 @@ def test_training_loss_of_the_ideal_denoiser_of_white_noise(prediction_type):
     assert_close(loss, ideal, rtol=0.03, atol=0)
 
 
-def test_training_loss_refuses_a_condition_for_other_pictures():
-    x_0, noise, t = noisy_pictures(2)
-    with pytest.raises(ValueError, match="condition is for 3 pictures and there are 2"):
+def test_training_loss_refuses_a_condition_for_other_images():
+    x_0, noise, t = noisy_images(2)
+    with pytest.raises(ValueError, match="condition is for 3 images and there are 2"):
         training_loss(lambda x_t, t, c: x_t, x_0, some_condition(3), t, noise, noise_schedule())
 
 
@@ -197,7 +197,7 @@ def test_initial_noise_refuses_no_seeds():
 
 # --- the sampler against worlds with a known answer ----------------------------------------------
 
-# five pictures, with values well beyond [-1, 1] as unit-variance latents have them
+# five images, with values well beyond [-1, 1] as unit-variance latents have them
 DATA_SET = 2 * torch.randn(
     5, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
 )
@@ -219,7 +219,7 @@ def from_x_0(scheduler: DDIMScheduler, x_0_of: Callable[[Tensor, Tensor], Tensor
 
 
 def posterior_mean(x_t: Tensor, a: Tensor) -> Tensor:
-    """E[x_0 | x_t] when x_0 is one of DATA_SET, each as likely: a weighted mean of the pictures."""
+    """E[x_0 | x_t] when x_0 is one of DATA_SET, each as likely: a weighted mean of the images."""
     distance = ((x_t[:, None] - a[:, None] ** 0.5 * DATA_SET) ** 2).sum((2, 3, 4))
     weight = torch.softmax(-distance / (2 * (1 - a[:, 0, 0])), dim=1)
     return torch.einsum("bn,nchw->bchw", weight, DATA_SET)
@@ -231,7 +231,7 @@ def last(denoiser: Denoiser, scheduler: DDIMScheduler, x_T: Tensor, steps: int) 
 
 
 def distance_to_data(x: Tensor) -> Tensor:
-    """Root mean square distance of each sample to its nearest picture."""
+    """Root mean square distance of each sample to its nearest image."""
     return torch.cdist(x.flatten(1), DATA_SET.flatten(1)).min(dim=1).values / x[0].numel() ** 0.5
 
 
@@ -242,12 +242,12 @@ def test_samples_of_a_finite_data_set_are_its_members(prediction_type):
     x = last(from_x_0(scheduler, posterior_mean), scheduler, x_T, 50)
     assert distance_to_data(x).max() < 1e-4
     nearest = torch.cdist(x.flatten(1), DATA_SET.flatten(1)).argmin(dim=1)
-    assert set(nearest.tolist()) == set(range(5)), "some picture of the data set is never drawn"
+    assert set(nearest.tolist()) == set(range(5)), "some image of the data set is never sampled"
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_clip_sample_destroys_what_lies_beyond_one(prediction_type):
-    """The trap: the schedulers' default clamps x_0 to [-1, 1], and no sample is a picture."""
+    """The trap: the schedulers' default clamps x_0 to [-1, 1], and no sample is an image."""
     config = {**noise_schedule(prediction_type).config, "clip_sample": True}
     scheduler = DDIMScheduler.from_config(config)
     x_T = initial_noise(range(64), SHAPE).double()
@@ -305,7 +305,7 @@ def test_step_counts_that_do_not_divide_leave_at_most_a_trace_of_noise(steps):
     assert distance_to_data(step.x_t).max() < 0.02
 
 
-def test_picture_k_is_the_same_in_any_batch():
+def test_image_k_is_the_same_in_any_batch():
     scheduler = noise_schedule()
     denoiser = from_x_0(scheduler, posterior_mean)
     batch = last(denoiser, scheduler, initial_noise([7, 8, 9], SHAPE).double(), 10)
@@ -370,7 +370,7 @@ def test_gradients_are_off_inside_a_step_and_on_between_steps():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_step_counts_out_of_range_are_refused_before_the_first_step(steps):
-    with pytest.raises(ValueError, match=f"steps is {steps}; .* from 1 to 1000"):
+    with pytest.raises(ValueError, match=f"num_inference_steps is {steps}; .* from 1 to 1000"):
         sample(
             lambda x_t, t, c: x_t,
             noise_schedule(),
@@ -380,8 +380,8 @@ def test_step_counts_out_of_range_are_refused_before_the_first_step(steps):
         )
 
 
-def test_sampling_refuses_a_condition_for_other_pictures():
-    with pytest.raises(ValueError, match="condition is for 3 pictures and there are 2"):
+def test_sampling_refuses_a_condition_for_other_images():
+    with pytest.raises(ValueError, match="condition is for 3 images and there are 2"):
         sample(
             lambda x_t, t, c: x_t, noise_schedule(), torch.zeros(2, *SHAPE), some_condition(3), 5
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pixel variant: folding against a loop, and a model that is told CLIP vectors alone."""
+"""The pixel variant: folding against a loop, and a model conditioned on CLIP embeddings alone."""
 
 from itertools import product
 
@@ -13,7 +13,7 @@ from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from tests.tiny import WIDTH, tiny_model
 
-SCENE = Scene("two things", [Region("a red ball", box=(0, 0, 0.5, 0.5))])
+SCENE = Scene("two objects", [Region("a red ball", box=(0, 0, 0.5, 0.5))])
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +49,40 @@ def test_channels_that_folding_does_not_give_are_refused():
 
 def test_a_pixel_model_is_read_as_every_other(pixel, tmp_path):
     assert isinstance(pixel.vae, PixelFold)
-    assert (pixel.picture_size, pixel.text_encoder, pixel.tokenizer) == (64, None, None)
+    assert (pixel.image_size, pixel.text_encoder, pixel.tokenizer) == (64, None, None)
     pixel.save_pretrained(tmp_path)
     again = SpaTextPipeline.from_pretrained(tmp_path)
-    one, two = (list(p.stream(SCENE, steps=2, seed=5))[-1].x_0 for p in (pixel, again))
+    one, two = (
+        list(p.stream(SCENE, num_inference_steps=2, seed=5))[-1].x_0 for p in (pixel, again)
+    )
     assert torch.equal(one, two)
     assert one.shape == (1, 48, 16, 16)
 
 
 @torch.no_grad()
-def test_its_caption_is_the_priors_vector(pixel):
+def test_its_caption_is_the_priors_embedding(pixel):
     condition = pixel.condition([SCENE, Scene("a house")])
-    vectors = pixel.prior(pixel.clip.text(["two things", "a house"]))
-    assert_close(condition.text, vectors[:, None] * WIDTH**0.5)
-    assert_close(caption_state(vectors), condition.text)
+    embeddings = pixel.prior(pixel.clip.encode_text(["two objects", "a house"]))
+    assert_close(condition.text, embeddings[:, None] * WIDTH**0.5)
+    assert_close(caption_state(embeddings), condition.text)
     assert not condition.null_text.any()
     assert condition.st_map.shape == (2, WIDTH, 16, 16)
 
 
-def test_caption_and_map_move_its_picture(pixel):
-    def drawn(scene: Scene) -> torch.Tensor:
-        return list(pixel.stream(scene, steps=2, seed=5))[-1].x_0
+@torch.no_grad()
+def test_a_negative_prompt_of_a_pixel_model_is_the_priors_embedding_too(pixel):
+    condition = pixel.encode_captions(["a house", "a ball"], "a boat")
+    a_house, a_ball, a_boat = pixel.prior(pixel.clip.encode_text(["a house", "a ball", "a boat"]))
+    assert_close(condition.text, caption_state(torch.stack([a_house, a_ball])))
+    assert_close(condition.null_text, caption_state(torch.stack([a_boat, a_boat])))
 
-    base = drawn(SCENE)
-    assert not torch.allclose(drawn(Scene("a house", SCENE.regions)), base, atol=1e-4)
-    assert not torch.allclose(drawn(Scene("two things")), base, atol=1e-4)
-    assert pixel(SCENE, steps=1).size == (64, 64)
+
+def test_caption_and_map_change_its_image(pixel):
+    def sampled(scene: Scene) -> torch.Tensor:
+        return list(pixel.stream(scene, num_inference_steps=2, seed=5))[-1].x_0
+
+    base = sampled(SCENE)
+    assert not torch.allclose(sampled(Scene("a house", SCENE.regions)), base, atol=1e-4)
+    assert not torch.allclose(sampled(Scene("two objects")), base, atol=1e-4)
+    (image,) = pixel(SCENE, num_inference_steps=1).images
+    assert image.size == (64, 64)

@@ -80,7 +80,7 @@ class Knows(PriorTransformer):
     def __init__(self, prior: DiffusionPrior, image: torch.Tensor) -> None:
         super().__init__(1, 2, 1, embedding_dim=image.shape[1], num_embeddings=0)
         self.clip_mean, self.clip_std = prior.transformer.clip_mean, prior.transformer.clip_std
-        self.answer, self.alphas = prior.normalise(image), prior.scheduler.alphas_cumprod
+        self.answer, self.alphas = prior.normalize(image), prior.scheduler.alphas_cumprod
         self.calls: list[int] = []
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor):
@@ -97,7 +97,7 @@ def test_sampling_ends_at_what_the_network_knows(prior, scale, batch):
     image = F.normalize(torch.randn(7, WIDTH), dim=-1)
     torch.nn.init.normal_(prior.transformer.clip_mean)
     knows = Knows(prior, image)
-    sampler = DiffusionPrior(knows, prior.scheduler, steps=4, guidance_scale=scale)
+    sampler = DiffusionPrior(knows, prior.scheduler, num_inference_steps=4, guidance_scale=scale)
     assert_close(sampler(TEXT), image, atol=1e-4, rtol=1e-4)
     assert knows.calls == [batch] * 4
 
@@ -115,7 +115,7 @@ def test_knows_is_the_schedules_own_v():
     assert_close(v, want, atol=1e-3, rtol=1e-3)
 
 
-def test_a_text_has_one_vector_whatever_stands_beside_it(prior):
+def test_a_text_has_one_embedding_whatever_stands_beside_it(prior):
     all_at_once = prior(TEXT)
     assert_close(all_at_once[3:4], prior(TEXT[3:4]), atol=1e-5, rtol=1e-5)
     assert_close(all_at_once.norm(dim=1), torch.ones(7))
@@ -123,9 +123,9 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(prior):
     assert not torch.allclose(prior(TEXT, seed=1), all_at_once, atol=0.01)
 
 
-def test_normalise_and_back(prior):
+def test_normalize_and_back(prior):
     image = torch.randn(4, WIDTH)
-    flat = prior.normalise(image)[:, :, 0, 0]
+    flat = prior.normalize(image)[:, :, 0, 0]
     assert_close(prior.transformer.post_process_latents(flat), image)
 
 
@@ -135,6 +135,12 @@ def test_a_prior_survives_the_disk(prior, tmp_path):
     assert torch.equal(again(TEXT), prior(TEXT))
     assert torch.equal(again.linear(TEXT), prior.linear(TEXT))
     assert again.scheduler.config.prediction_type == "v_prediction"
+    other = DiffusionPrior(prior.transformer, prior.scheduler, None, 3, 2.0)
+    other.save_pretrained(tmp_path / "other")
+    again = DiffusionPrior.from_pretrained(tmp_path / "other")
+    assert (again.num_inference_steps, again.guidance_scale) == (3, 2.0)
+    assert torch.equal(again(TEXT), other(TEXT))
+    assert not torch.equal(other(TEXT), prior(TEXT))
     (tmp_path / "linear.safetensors").unlink()
     assert DiffusionPrior.from_pretrained(tmp_path).linear is None
 
@@ -143,6 +149,6 @@ def test_a_prior_of_another_clip_is_refused(tmp_path):
     root = tiny_model(tmp_path)
     pipeline = SpaTextPipeline.from_pretrained(root / "spatext")
     transformer = tiny_prior(width=WIDTH + 2).transformer
-    parts = pipeline.parts() | {"prior": DiffusionPrior(transformer, noise_schedule())}
-    with pytest.raises(ValueError, match="prior has vectors of 18 numbers, clip of 16"):
+    parts = pipeline.components | {"prior": DiffusionPrior(transformer, noise_schedule())}
+    with pytest.raises(ValueError, match="prior has embeddings of 18 numbers, clip of 16"):
         SpaTextPipeline(**parts)

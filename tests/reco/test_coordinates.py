@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a U-Net is told beside the picture: which states of the text count, and where its cells are.
+"""A U-Net's further inputs: attention masks of the text, and the coordinates of its cells.
 
-Maps, which only SpaText gives, are tested in `spatext/test_unet.py`.
+Maps, which only SpaText has, are tested in `spatext/test_widen.py`.
 """
 
 import math
@@ -13,7 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab.diffusion import COORDINATES, Condition, PlacedDenoiser, UNetDenoiser, coordinates
+from spatext_lab.diffusion import Condition, UNetDenoiser
+from spatext_lab.reco.coordinates import COORDINATES, PlacedDenoiser, coordinates
 
 T = torch.tensor([0, 999])
 
@@ -42,8 +43,8 @@ def denoisers() -> list[UNetDenoiser]:
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["plain", "placed"])
 @torch.no_grad()
-def test_masked_padding_is_as_if_it_were_cut_off(kind):
-    """Also where the caption of one picture is longer than that of the other."""
+def test_masked_padding_is_as_if_it_were_not_there(kind):
+    """Also where the caption of one image is longer than that of the other."""
     denoiser, x_t, text = denoisers()[kind], torch.randn(2, 4, 8, 8), torch.randn(2, 7, 6)
     lengths = (3, 5)
     mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
@@ -59,8 +60,8 @@ def test_masked_padding_is_as_if_it_were_cut_off(kind):
 @torch.no_grad()
 def test_a_mask_that_hides_nothing_has_no_effect(kind):
     denoiser, x_t, text = denoisers()[kind], torch.randn(2, 4, 8, 8), torch.randn(2, 7, 6)
-    plain, all_said = Condition(text, torch.zeros_like(text)), torch.ones(2, 7, dtype=torch.bool)
-    masked = replace(plain, text_mask=all_said, null_mask=all_said)
+    plain, all_true = Condition(text, torch.zeros_like(text)), torch.ones(2, 7, dtype=torch.bool)
+    masked = replace(plain, text_mask=all_true, null_mask=all_true)
     assert_close(denoiser(x_t, T, masked), denoiser(x_t, T, plain), atol=1e-6, rtol=1e-6)
 
 
@@ -75,7 +76,7 @@ def test_without_a_mask_the_unet_is_called_as_it_is():
 
 
 def slow_coordinates(h: int, w: int) -> Tensor:
-    """Each number by itself, from the place of its cell's middle in the picture."""
+    """Each number by itself, from its cell's centre in the image."""
 
     def waves(v: float) -> list[float]:
         half = [math.cos(math.pi * v), math.sin(math.pi * v) - 2 / math.pi]
@@ -104,10 +105,10 @@ def test_coordinates_have_mean_zero_and_no_two_cells_the_same():
 
 @torch.no_grad()
 def test_coordinates_stand_after_the_latent():
-    """Against the U-Net called by hand, each picture of the batch with the same ones."""
+    """Against the U-Net called by hand, each image of the batch with the same ones."""
     unet, x_t, text = network(COORDINATES), torch.randn(2, 4, 8, 8), torch.randn(2, 7, 6)
     places = slow_coordinates(8, 8)
-    x_in = torch.stack([torch.cat([picture, places]) for picture in x_t])
+    x_in = torch.stack([torch.cat([image, places]) for image in x_t])
     want = unet(x_in, T, text, return_dict=False)[0]
     got = PlacedDenoiser(unet)(x_t, T, Condition(text, torch.zeros_like(text)))
     assert_close(got, want, atol=1e-5, rtol=1e-5)
