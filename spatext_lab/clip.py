@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from spatext_lab import zoo
 from spatext_lab.scene.notes import warn
 
 CONFIG_NAME, WEIGHTS_NAME = "open_clip_config.json", "open_clip_model.safetensors"
@@ -129,22 +130,23 @@ class Clip(ModelMixin):
 
         Raises:
             FileNotFoundError: naming the file that is missing.
-            ValueError: naming a setting that would load or run something else.
+            ValueError: naming a damaged file, or a setting that would load or run something else.
         """
         folder = Path(folder)
-        config = json.loads(_existing(folder / CONFIG_NAME).read_text())
-        _check_settings(folder / CONFIG_NAME, config["model_cfg"])
-        parts = dict(config["model_cfg"])
-        text = dict(parts["text_cfg"])
-        if text.pop("hf_tokenizer_name", None):
-            _existing(folder / "tokenizer.json")
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = SimpleTokenizer(context_length=text["context_length"])
-        weights = load_file(_existing(folder / WEIGHTS_NAME))
-        model = CLIP(**parts | {"text_cfg": text})
-        model.load_state_dict(weights)
-        return cls(model.to(torch_dtype or torch.float32), tokenizer, config)
+        zoo.check_files(folder, CONFIG_NAME, WEIGHTS_NAME)
+        config = zoo.read_json(folder / CONFIG_NAME)
+        with zoo.named(folder):
+            _check_settings(folder / CONFIG_NAME, config["model_cfg"])
+            parts = dict(config["model_cfg"])
+            text = dict(parts["text_cfg"])
+            if text.pop("hf_tokenizer_name", None):
+                zoo.check_files(folder, "tokenizer.json")
+                tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            else:
+                tokenizer = SimpleTokenizer(context_length=text["context_length"])
+            model = CLIP(**parts | {"text_cfg": text})
+            model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+            return cls(model.to(torch_dtype or torch.float32), tokenizer, config)
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
         """Writes an open_clip folder that `open_clip.create_model("local-dir:...")` reads too."""
@@ -225,12 +227,6 @@ class Clip(ModelMixin):
         model = CLIPTextModel(config)
         model.load_state_dict(_renamed(self.model.state_dict(), shape["layers"], length))
         return model.eval()
-
-
-def _existing(file: Path) -> Path:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; pass a complete open_clip folder")
-    return file
 
 
 def _check_settings(file: Path, settings: dict, where: str = "") -> None:

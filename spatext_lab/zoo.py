@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named models and where their files are; nothing is loaded whose checksum is wrong."""
+"""Named models and where their files are; what is damaged or would run code is refused by name."""
 
 import hashlib
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 SUMS = "SHA256SUMS"
+# Settings of transformers, diffusers and peft that name code or models from elsewhere.
+CODE_KEYS = {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"}
+CODE_KEYS |= {"_module", "base_model_name_or_path"}
 _HERE = Path(__file__).resolve().parent
 # A checkout has data/ beside the package; an installed wheel carries a copy inside it.
 _DATA = (_HERE.parent / "data", _HERE / "_data")
@@ -68,13 +76,14 @@ def verify(place: Path | None = None, part: str = "") -> list[str]:
     place = place or next((pocket for pocket in _POCKETS if pocket.is_dir()), _POCKETS[0])
     if not (place / SUMS).is_file():
         return []
-    problems, lines = [], (place / SUMS).read_text(errors="replace").splitlines()
-    if not lines:
+    text = (place / SUMS).read_text(errors="replace")
+    if not text:
         return [f"{place / SUMS} is empty: {_remedy(place)}"]
+    problems, lines = [], text.splitlines(keepends=True)  # the last is cut off without its end
     for number, line in enumerate(lines, start=1):
-        if not re.fullmatch(r"[0-9a-f]{64}  \S.*", line):
+        if not re.fullmatch(r"[0-9a-f]{64}  \S.*\n", line):
             return [f"{place / SUMS} is damaged (line {number}: {line!r:.60}): {_remedy(place)}"]
-        want, name = line[:64], line[66:]
+        want, name = line[:64], line[66:-1]
         if part and not name.startswith(f"{part}/"):
             continue
         if not (place / name).is_file():
@@ -93,6 +102,85 @@ def seal(place: Path) -> None:
     )
     lines = [f"{_sha256(place / name)}  {name}\n" for name in names]
     (place / SUMS).write_text("".join(lines))
+
+
+def read_json(file: Path) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: for damaged JSON and for anything but an object; names the file.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged, no JSON ({error}): copy it anew") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds {value!r:.60}; expected a JSON object")
+    return value
+
+
+def check_files(place: Path, *needed: str) -> None:
+    """Checks the files of a model, before anything in them is used.
+
+    Args:
+        place: its folder.
+        needed: names of files that must be there.
+
+    Raises:
+        FileNotFoundError: where a file is missing; names it.
+        ValueError: for code, for a setting that loads code or models from elsewhere, and for a
+            damaged file; names it.
+    """
+    for name in needed:
+        if not (place / name).is_file():
+            raise FileNotFoundError(f"{place / name} is missing; pass a complete model folder")
+    for file in sorted(place.rglob("*")):
+        if file.suffix == ".py":
+            raise ValueError(f"{file} is code, and nothing in a model folder is run: remove it")
+        if file.suffix == ".json":
+            check_settings(file)
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "np"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file} is damaged ({error}): copy it anew") from None
+
+
+def check_settings(file: Path) -> dict:
+    """Reads a JSON object and refuses a setting that loads code or models from elsewhere, wherever
+    in it that stands.
+
+    Raises:
+        ValueError: for such a setting and for damaged JSON; names the file.
+    """
+    content = read_json(file)
+    values = [content] if file.name not in ("vocab.json", "tokenizer.json") else []
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for key in sorted(CODE_KEYS & value.keys()):
+                raise ValueError(
+                    f"{file}: {key} is {value[key]!r:.60}; it names code or models from elsewhere, "
+                    "and only what is in the folder is read: remove it"
+                )
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    return content
+
+
+@contextmanager
+def named(place: Path) -> Iterator[None]:
+    """Turns what a library raises about a model's files into a ValueError that names the folder."""
+    try:
+        yield
+    except (FileNotFoundError, MemoryError, ValueError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]:.200}"
+        raise ValueError(f"{place} cannot be read ({reason}): copy it anew") from error
 
 
 def _remedy(place: Path) -> str:

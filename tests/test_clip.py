@@ -268,7 +268,9 @@ def test_a_clip_survives_the_disk(clip, tmp_path, dtype):
 
 
 def test_a_folder_without_clip_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{CONFIG_NAME} is missing; pass a complete open_"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{CONFIG_NAME} is missing; pass a complete model folder"
+    ):
         Clip.from_pretrained(tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_a_missing_file_is_named(model, name):
     assert str(model / name) in problem
     assert "is missing" in problem
     with pytest.raises(ValueError, match="is missing: copy it anew"):
-        zoo.folder(str(model), "spatext")
+        zoo.folder(str(model), name.rpartition("/")[0].partition("/")[0])
 
 
 @pytest.mark.parametrize("name", [name for name, content in FILES.items() if content])
@@ -73,11 +73,14 @@ def test_one_wrong_bit_is_named(model, name):
     (problem,) = zoo.verify(model)
     assert str(model / name) in problem
     assert "is damaged" in problem
+    part = name.rpartition("/")[0].partition("/")[0]
     with pytest.raises(ValueError, match="is damaged: copy it anew"):
-        zoo.folder(str(model), "text-to-image")
+        zoo.folder(str(model), part)
+    if part:  # another part does not read the damaged file
+        assert zoo.folder(str(model), "spatext") == model / "spatext"
 
 
-def test_a_file_cut_short_is_named(model):
+def test_a_truncated_file_is_named(model):
     (model / "text-to-image/unet/weights.safetensors").write_bytes(b"\0" * 1000)
     (model / "README.md").unlink()
     problems = zoo.verify(model)
@@ -85,6 +88,40 @@ def test_a_file_cut_short_is_named(model):
         "README.md is missing",
         "weights.safetensors is damaged",
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", r"is damaged \(line 1: '.n'\)"),
+        (b"0123  README.md\n", r"is damaged \(line 1: '0123  README.md.n'\)"),
+        (b"\xff\xfe\x00", "is damaged"),
+        (b"g" * 64 + b"  README.md\n", "is damaged"),
+        (b"a" * 64 + b" README.md\n", "is damaged"),
+    ],
+)
+def test_a_damaged_seal_is_named_itself(model, content, message):
+    """And no file that is as it was."""
+    (model / zoo.SUMS).write_bytes(content)
+    (problem,) = zoo.verify(model)
+    assert problem.startswith(str(model / zoo.SUMS))
+    for part in ("", "spatext", "text-to-image"):
+        with pytest.raises(ValueError, match=message):
+            zoo.folder(str(model), part)
+
+
+def test_a_seal_that_was_cut_off_is_named(model):
+    """Within a line; behind a line it is a seal of fewer files, of which nothing is wrong."""
+    whole = (model / zoo.SUMS).read_bytes()
+    for length in range(1, len(whole)):
+        (model / zoo.SUMS).write_bytes(whole[:length])
+        problems = zoo.verify(model)
+        if whole[length - 1 : length] == b"\n":
+            assert problems == []
+        else:
+            assert len(problems) == 1
+            assert problems[0].startswith(f"{model / zoo.SUMS} is damaged (line ")
 
 
 def test_a_model_of_ones_own_needs_no_seal(model):
@@ -96,19 +133,19 @@ def test_a_model_of_ones_own_needs_no_seal(model):
 def test_what_does_not_exist_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no folder 'judge'"):
         zoo.folder(str(model), "judge")
-    with pytest.raises(FileNotFoundError, match=r"model is '.*nowhere'; give 'pocket' or a model"):
-        zoo.root(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"model is '.*nowhere'; pass 'pocket' or a model"):
+        zoo.folder(str(tmp_path / "nowhere"))
 
 
 def test_pocket_is_looked_for_in_the_checkout_and_then_in_the_package(monkeypatch, tmp_path):
     checkout, package = tmp_path / "data" / "pocket", tmp_path / "_data" / "pocket"
     monkeypatch.setattr(zoo, "_POCKETS", (checkout, package))
     with pytest.raises(FileNotFoundError, match="model is 'pocket'"):
-        zoo.root()
+        zoo.folder()
     package.mkdir(parents=True)
-    assert zoo.root("pocket") == package
+    assert zoo.folder("pocket") == package
     checkout.mkdir(parents=True)
-    assert zoo.root("pocket") == checkout
+    assert zoo.folder("pocket") == checkout
 
 
 def test_the_remedy_fits_how_the_model_came(monkeypatch, tmp_path):
@@ -130,6 +167,6 @@ def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path,
     here.mkdir()
     monkeypatch.setattr(zoo, "_HERE", checkout / "spatext_lab")
     monkeypatch.chdir(here)
-    assert zoo.root("sd15") == checkout / "models" / "sd15"
+    assert zoo.folder("sd15") == checkout / "models" / "sd15"
     (here / "models" / "sd15").mkdir(parents=True)
-    assert zoo.root("sd15").resolve() == here / "models" / "sd15"
+    assert zoo.folder("sd15").resolve() == here / "models" / "sd15"

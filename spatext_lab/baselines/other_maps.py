@@ -15,14 +15,17 @@ at inference, where they come from texts.
 from collections.abc import Iterator, Sequence
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DConditionModel
 from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import Condition, SampleStep
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.spatext.representation import inference_map, paint
 
 KINDS = ("binary", "caption", "similarity")
@@ -43,13 +46,13 @@ class OtherMapsPipeline(SpaTextPipeline):
 
     def __init__(
         self,
-        unet,
-        vae,
-        scheduler,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderTiny | AutoencoderKL,
+        scheduler: SchedulerMixin,
         clip: Clip,
-        text_encoder=None,
-        tokenizer=None,
-        prior=None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        prior: DiffusionPrior | LinearPrior | None = None,
         representation: str = KINDS[0],
         words: list[str] | None = None,
         most_regions: int | None = None,

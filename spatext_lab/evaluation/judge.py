@@ -33,7 +33,8 @@ class Judge:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Judge":
         """Reads a diffusers folder of a `UNet2DModel`."""
-        return cls(UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval())
+        plain = {"torch_dtype": torch.float32, "use_safetensors": True}  # never a pickle
+        return cls(UNet2DModel.from_pretrained(folder, **plain).eval())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a diffusers folder in half precision."""

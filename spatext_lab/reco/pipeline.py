@@ -26,7 +26,7 @@ from spatext_lab.reco.coordinates import PlacedDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene
 from spatext_lab.scene.notes import warn
-from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
+from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -134,8 +134,8 @@ class ReCoPipeline(ScenePipeline):
             ValueError: for a setting that is out of range, and for a region that cannot be
                 tokenized; names it.
         """
-        if unknown:
-            raise unknown_arguments(unknown)
+        if unknown or output_type not in OUTPUT_TYPES:
+            raise wrong_arguments(unknown, output_type)
         with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
             # 1. to 5. Scenes to latents, step by step: see `stream`
             for step in self.stream(
@@ -181,6 +181,10 @@ class ReCoPipeline(ScenePipeline):
         """
         # 1. Scenes, with a warning where one has more regions than the model was trained with
         scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        if not scenes:
+            raise ValueError("scenes is empty; pass at least one")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
         # 2. Scenes to token sequences to hidden states of the text encoder (ReCo, section 3.1)
         condition = self.condition(scenes, negative_prompt)
         if num_images_per_prompt != 1:
@@ -191,9 +195,11 @@ class ReCoPipeline(ScenePipeline):
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
-        latents = randn_tensor(shape, sources) if latents is None else latents
+        device = self._execution_device
+        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
+        if x_T.shape != shape:
+            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
         # 5. The sampling loop
-        x_T = latents.to(self._execution_device)
         return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
 
     @torch.no_grad()
@@ -215,6 +221,8 @@ class ReCoPipeline(ScenePipeline):
                 )
         negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
         nulls = [Scene(text) for text in negatives] if negatives else [EMPTY]
+        if len(nulls) not in (1, len(scenes)):
+            raise ValueError(f"negative_prompt holds {len(nulls)} texts; pass 1 or {len(scenes)}")
         return self.encode_ids(self.position_tokens.encode([*scenes, *nulls]), len(scenes))
 
     def encode_ids(self, ids: Int[Tensor, "n l"], b: int) -> Condition:

@@ -30,7 +30,7 @@ from spatext_lab.scene.notes import warn
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.spatext.representation import inference_map, region_maps
-from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
+from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -161,8 +161,8 @@ class SpaTextPipeline(ScenePipeline):
         Raises:
             ValueError: for a setting that is out of range; names it.
         """
-        if unknown:
-            raise unknown_arguments(unknown)
+        if unknown or output_type not in OUTPUT_TYPES:
+            raise wrong_arguments(unknown, output_type)
         with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
             # 1. to 6. Scenes to latents, step by step: see `stream`
             for step in self.stream(
@@ -210,6 +210,10 @@ class SpaTextPipeline(ScenePipeline):
         """
         # 1. Scenes, with a warning where one lies outside of what the model was trained on
         scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        if not scenes:
+            raise ValueError("scenes is empty; pass at least one")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
         for scene in scenes:
             self.check(scene)
         # 2. Captions to hidden states of the text encoder
@@ -230,9 +234,11 @@ class SpaTextPipeline(ScenePipeline):
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
-        latents = randn_tensor(shape, sources) if latents is None else latents
+        device = self._execution_device
+        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
+        if x_T.shape != shape:
+            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
         # 6. The sampling loop
-        x_T = latents.to(self._execution_device)
         return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
 
     def check(self, scene: Scene) -> None:
@@ -264,6 +270,8 @@ class SpaTextPipeline(ScenePipeline):
             negative_prompt: text of the null condition, or one per caption; "" by default.
         """
         negative, b = negative_prompt or "", len(captions)
+        if not isinstance(negative, str) and len(negative) != b:
+            raise ValueError(f"negative_prompt holds {len(negative)} texts; pass 1 or {b}")
         texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
         if self.text_encoder is None:  # the pixel variant; its null is the zero vector
             known = self.embed(texts if negative else captions)

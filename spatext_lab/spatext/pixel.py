@@ -6,6 +6,7 @@ caption enters as one CLIP image embedding, which the prior samples.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from spatext_lab import zoo
 
 
 class PixelFold(ModelMixin, ConfigMixin):
@@ -55,7 +58,9 @@ class PixelFold(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, folder, **_) -> "PixelFold":
         """Reads a folder with its config; there are no weights."""
-        return cls.from_config(cls.load_config(folder))
+        zoo.check_files(Path(folder), cls.config_name)
+        with zoo.named(Path(folder)):
+            return cls.from_config(cls.load_config(folder))
 
     def save_pretrained(self, folder, **_) -> None:
         """Writes a folder with its config."""

@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, ModelMixin, PriorTransformer
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange, repeat
 from jaxtyping import Float, Real
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spatext_lab import zoo
 from spatext_lab.diffusion import Condition, guided, sample
 
 LINEAR_NAME, SETTINGS_NAME = "linear.safetensors", "sampling.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 # Ridge regression, closed form: W = (X^T X + ridge n I)^-1 X^T Y
@@ -39,8 +40,9 @@ class LinearPrior(ModelMixin):
 
     def __init__(self, weight: Float[Tensor, "d d"], bias: Float[Tensor, "d"]) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        # parameters, which diffusers asks a part for when it moves it
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = torch.nn.Parameter(bias, requires_grad=False)
 
     @classmethod
     def fit(
@@ -53,9 +55,21 @@ class LinearPrior(ModelMixin):
         return cls(weight.float().contiguous(), bias.float())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **_) -> "LinearPrior":
-        """Reads what `save_pretrained` wrote."""
-        return cls(**load_file(Path(folder) / LINEAR_NAME))
+    def from_pretrained(
+        cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_
+    ) -> "LinearPrior":
+        """Reads what `save_pretrained` wrote.
+
+        Args:
+            torch_dtype: precision of the weights; single by default.
+
+        Raises:
+            FileNotFoundError: naming the file, where it is missing.
+            ValueError: naming the file, where it is damaged.
+        """
+        zoo.check_files(Path(folder), LINEAR_NAME)
+        with zoo.named(Path(folder) / LINEAR_NAME):
+            return cls(**load_file(Path(folder) / LINEAR_NAME)).to(torch_dtype or torch.float32)
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
         """Writes one safetensors file into a prior's folder."""
@@ -63,7 +77,6 @@ class LinearPrior(ModelMixin):
         weights = {name: value.float().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, Path(folder) / LINEAR_NAME)
 
-    @apply_forward_hook
     def forward(self, text: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """One unit image embedding for each text embedding."""
         return F.normalize(text @ self.weight.to(text) + self.bias.to(text), dim=-1)
@@ -135,16 +148,24 @@ class DiffusionPrior(ModelMixin):
 
         Args:
             torch_dtype: precision of the weights; single by default.
+
+        Raises:
+            FileNotFoundError: naming the file that is missing.
+            ValueError: naming the file that is damaged.
         """
         folder = Path(folder)
-        transformer = PriorTransformer.from_pretrained(
-            folder, torch_dtype=torch_dtype or torch.float32, use_safetensors=True
-        )
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-        linear = LinearPrior.from_pretrained(folder) if (folder / LINEAR_NAME).is_file() else None
-        file = folder / SETTINGS_NAME
-        settings = json.loads(file.read_text()) if file.is_file() else {}
-        return cls(transformer, scheduler, linear, **settings)
+        zoo.check_files(folder, "config.json", WEIGHTS_NAME, "scheduler/scheduler_config.json")
+        with zoo.named(folder):
+            transformer = PriorTransformer.from_pretrained(
+                folder, torch_dtype=torch_dtype or torch.float32, use_safetensors=True
+            )
+            scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+            linear = None
+            if (folder / LINEAR_NAME).is_file():
+                linear = LinearPrior.from_pretrained(folder, torch_dtype)
+            file = folder / SETTINGS_NAME
+            settings = zoo.read_json(file) if file.is_file() else {}
+            return cls(transformer, scheduler, linear, **settings)
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
         """Writes that folder, with the sampling settings beside."""
@@ -164,7 +185,6 @@ class DiffusionPrior(ModelMixin):
         return rearrange((image - mean) / std, "b d -> b d 1 1")
 
     @torch.no_grad()
-    @apply_forward_hook
     def forward(self, text: Float[Tensor, "b d"], seed: int = 0) -> Float[Tensor, "b d"]:
         """One unit image embedding for each text embedding, sampled from the noise of `seed`.
 

@@ -19,11 +19,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from spatext_lab import zoo
 from spatext_lab.images import decode, to_images
 
 if not sys.stderr.isatty():  # their bars for loading would fill a log
@@ -31,10 +31,10 @@ if not sys.stderr.isatty():  # their bars for loading would fill a log
     transformers_logging.disable_progress_bar()
 
 INDEX = "model_index.json"
-# Settings of transformers, diffusers and open_clip that name code or models from elsewhere.
-CODE_KEYS = {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "_module"}
-LOADABLE = (ModelMixin, SchedulerMixin, PreTrainedModel, PreTrainedTokenizerBase)
-HUB_FILES = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_PAIRS = ([str, str], [type(None), type(None)])  # a part of the index; one that is not there
+HUB_FILES = ("json", "txt", "safetensors")  # never a pickle
+HUB_SETTINGS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class ScenePipeline(DiffusionPipeline):
@@ -60,24 +60,28 @@ class ScenePipeline(DiffusionPipeline):
                 downloaded first.
             torch_dtype: precision of the weights; single by default. `dtype` means the same.
             kwargs: parts to use in place of the folder's (`scheduler=...`), and further arguments
-                of `DiffusionPipeline.from_pretrained` (`variant`, `device_map`, ...).
+                of `DiffusionPipeline.from_pretrained` (`variant`, `revision`, ...).
 
         Raises:
             FileNotFoundError: where the folder, or a part of it, is missing; names the part.
             ValueError: for a setting that would run code, and for a damaged file; names it.
         """
-        folder = _local(folder)
+        for name in sorted({"custom_pipeline", "trust_remote_code"} & set(kwargs)):
+            raise ValueError(f"{name} is {kwargs[name]!r:.60}: no code is loaded, leave it out")
         modules, _ = cls._get_signature_keys(cls)
-        index = _read_index(folder, modules)
+        folder = _local(folder, modules, kwargs)
+        index, types = _read_index(folder, modules), cls._get_signature_types()
         for name in sorted(set(modules) - set(kwargs)):
             library, kind = index.get(name) or (None, None)
             if library is None and name in cls._optional_components:
                 continue
             if library is None or not (folder / name).is_dir():
                 raise FileNotFoundError(f"{folder} has no part {name!r}; {cls.__name__} needs it")
-            cls._check_part(folder / name, library, kind)
-        dtype = {"dtype": kwargs.pop("dtype", torch_dtype) or torch.float32}
-        pipeline = super().from_pretrained(folder, **dtype, use_safetensors=True, **kwargs)
+            wanted = tuple(one for one in types[name] if one is not type(None))
+            cls._check_part(folder / name, library, kind, wanted)
+        precision = {"dtype": kwargs.pop("dtype", torch_dtype) or torch.float32}
+        with zoo.named(folder):
+            pipeline = super().from_pretrained(folder, **precision, use_safetensors=True, **kwargs)
         for part in pipeline.components.values():
             if hasattr(part, "register_to_config"):  # a path of one machine does not belong there
                 part.register_to_config(_name_or_path="")
@@ -118,30 +122,28 @@ class ScenePipeline(DiffusionPipeline):
         return to_images(decode(self.vae, latents))
 
     @classmethod
-    def _check_part(cls, place: Path, library: str, kind: str) -> None:
-        """Raises ValueError, naming it, for what is not a plain part in safetensors."""
-        named = f"{place.parent / INDEX}: {place.name} is [{library!r}, {kind!r}]"
-        if library not in ("diffusers", "transformers", *cls.PARTS_FROM):
-            known = ", ".join(("diffusers", "transformers", *cls.PARTS_FROM))
-            raise ValueError(f"{named}; {cls.__name__} takes parts from {known}")
-        found = getattr(import_module(library), kind, None)
-        if not (isinstance(found, type) and issubclass(found, LOADABLE)):
+    def _check_part(cls, place: Path, library: str, kind: str, types: tuple[type, ...]) -> None:
+        """Raises, naming it, for what is not a whole part of one of `types`, in safetensors."""
+        known = library in ("diffusers", "transformers", *cls.PARTS_FROM)
+        found = getattr(import_module(library), kind, None) if known else None
+        if not (isinstance(found, type) and issubclass(found, types)):
             raise ValueError(
-                f"{named}; {library} has no model, tokenizer or scheduler of that name"
+                f"{place.parent / INDEX}: {place.name} is [{library!r}, {kind!r}]; "
+                f"{cls.__name__} takes {' or '.join(one.__name__ for one in types)}"
             )
-        if issubclass(found, PreTrainedTokenizerBase) and not (
-            (place / "tokenizer.json").is_file()
-            or ((place / "vocab.json").is_file() and (place / "merges.txt").is_file())
-        ):
-            raise FileNotFoundError(f"{place / 'tokenizer.json'} is missing; copy the folder anew")
-        for file in sorted(place.rglob("*config.json")):
-            _refuse_code(file, _read_json(file))
-        for file in sorted(place.rglob("*.safetensors")):
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise ValueError(f"{file} is damaged ({error}): copy it anew") from None
+        needed = ["config.json"] if issubclass(found, ModelMixin | PreTrainedModel) else []
+        if issubclass(found, SchedulerMixin):
+            needed = ["scheduler_config.json"]
+        if issubclass(found, PreTrainedTokenizerBase):
+            slow = (place / "vocab.json").is_file() and (place / "merges.txt").is_file()
+            needed = ["tokenizer_config.json", *([] if slow else ["tokenizer.json"])]
+        if "from_pretrained" in vars(found):  # a part of this package, which knows its own files
+            needed = []
+        zoo.check_files(place, *needed)
+        if needed == ["config.json"] and not any(place.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"{place} has no weights in safetensors; other formats are not read"
+            )
 
 
 def tidy_config(folder: Path) -> None:
@@ -159,12 +161,21 @@ def class_name(folder: Path) -> str:
     return _read_index(folder)["_class_name"]
 
 
-def _local(folder: str | Path) -> Path:
+def _local(folder: str | Path, parts: Iterable[str], kwargs: dict) -> Path:
     """The folder, downloaded first where the name of a model on the hub is given."""
     if Path(folder).is_dir() or not isinstance(folder, str) or folder.count("/") != 1:
         return Path(folder)
+    wanted = [f"{part}/*.{suffix}" for part in parts for suffix in HUB_FILES]
     try:
-        return Path(snapshot_download(folder, allow_patterns=HUB_FILES))
+        return Path(
+            snapshot_download(
+                folder,
+                allow_patterns=[INDEX, *wanted],
+                # the same weights in another precision: model.fp16.safetensors
+                ignore_patterns=[] if kwargs.get("variant") else ["*.*.safetensors"],
+                **{name: kwargs[name] for name in HUB_SETTINGS if name in kwargs},
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"{folder} is no folder here, and was not found on the hub ({type(error).__name__})"
@@ -174,14 +185,11 @@ def _local(folder: str | Path) -> Path:
 def _read_index(folder: Path, parts: Iterable[str] = ()) -> dict:
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {INDEX}; pass a folder that a model is in")
-    index = _read_json(folder / INDEX)
-    _refuse_code(folder / INDEX, index)
-    for name, value in index.items():
-        wanted = isinstance(value, str) if name == "_class_name" else True
-        if name in parts and value is not None:
-            strings = isinstance(value, list) and all(isinstance(v, str | None) for v in value)
-            wanted = strings and len(value) == 2
-        if not wanted:
+    index = zoo.check_settings(folder / INDEX)
+    for name in ("_class_name", *(name for name in parts if index.get(name) is not None)):
+        value = index.get(name)
+        pair = isinstance(value, list) and [type(one) for one in value]
+        if not (isinstance(value, str) if name == "_class_name" else pair in _PAIRS):
             raise ValueError(
                 f"{folder / INDEX}: {name} is {value!r:.80}; expected a class's name, "
                 '["library", "Class"] for a part'
@@ -189,29 +197,11 @@ def _read_index(folder: Path, parts: Iterable[str] = ()) -> dict:
     return index
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, no JSON ({error}): copy it anew") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds {value!r:.60}; expected a JSON object")
-    return value
-
-
-def _refuse_code(file: Path, value: Any) -> None:
-    """Raises ValueError for a setting that would run code, wherever in the file it stands."""
-    children = value.items() if isinstance(value, dict) else ()
-    for key, child in children:
-        if key in CODE_KEYS:
-            raise ValueError(f"{file}: {key} is {child!r:.60}; it would run code, take it out")
-        _refuse_code(file, child)
-    for child in value if isinstance(value, list) else ():
-        _refuse_code(file, child)
-
-
-def unknown_arguments(names: Iterable[str]) -> TypeError:
+def wrong_arguments(unknown: Iterable[str], output_type: str) -> Exception:
     """The error for arguments that a pipeline does not take; names today's for an older one."""
+    if not unknown:
+        known = ", ".join(OUTPUT_TYPES)
+        return ValueError(f"output_type is {output_type!r:.60}; pass one of {known}")
     now = {"steps": "num_inference_steps", "device": "pipeline.to(device)"}
-    told = [f"{name} (it is {now[name]} now)" if name in now else name for name in sorted(names)]
-    return TypeError(f"unexpected argument {', '.join(told)}; help(pipeline.__call__) lists them")
+    names = [f"{name} (it is {now[name]} now)" if name in now else name for name in sorted(unknown)]
+    return TypeError(f"unexpected argument {', '.join(names)}; help(pipeline.__call__) lists them")

@@ -23,7 +23,7 @@ from spatext_lab.diffusion import (
     sample,
 )
 from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.base import ScenePipeline, unknown_arguments
+from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -105,8 +105,8 @@ class TextToImagePipeline(ScenePipeline):
         Raises:
             ValueError: for a setting that is out of range; names it.
         """
-        if unknown:
-            raise unknown_arguments(unknown)
+        if unknown or output_type not in OUTPUT_TYPES:
+            raise wrong_arguments(unknown, output_type)
         with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
             # 1. to 5. Captions to latents, step by step: see `stream`
             for step in self.stream(
@@ -152,6 +152,10 @@ class TextToImagePipeline(ScenePipeline):
         """
         # 1. Scenes to captions
         scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+        if not scenes:
+            raise ValueError("scenes is empty; pass at least one")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
         captions = [scene.caption for scene in scenes]
         # 2. Captions to hidden states of the text encoder
         condition = self.encode_captions(captions, negative_prompt)
@@ -163,9 +167,11 @@ class TextToImagePipeline(ScenePipeline):
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
-        latents = randn_tensor(shape, sources) if latents is None else latents
+        device = self._execution_device
+        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
+        if x_T.shape != shape:
+            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
         # 5. The sampling loop
-        x_T = latents.to(self._execution_device)
         return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
 
     @torch.no_grad()
@@ -178,6 +184,8 @@ class TextToImagePipeline(ScenePipeline):
             negative_prompt: text of the null condition, or one per caption; "" by default.
         """
         negative, b = negative_prompt or "", len(captions)
+        if not isinstance(negative, str) and len(negative) != b:
+            raise ValueError(f"negative_prompt holds {len(negative)} texts; pass 1 or {b}")
         texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
         parts = self.text_encoder, self.tokenizer
         states = hidden_states(*parts, texts, self._execution_device)

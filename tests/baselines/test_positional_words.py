@@ -80,7 +80,7 @@ def test_nine_places(row, column):
             assert said.partition(" in the ")[2] == GRID[row][column]
 
 
-def test_the_edges_of_the_picture_belong_to_it():
+def test_the_edges_of_the_image_belong_to_it():
     assert place_words((0, 0, 1, 1)) == "large square in the center"
     assert place_words((1 - 1e-9, 1 - 1e-9, 1, 1)) == "small square in the bottom right"
 
@@ -123,26 +123,27 @@ def test_a_layout_as_a_caption():
     assert positional_caption(Scene("two boats")) == "two boats"
 
 
-def test_regions_alone_are_said_without_a_caption():
+def test_regions_alone_are_written_without_a_caption():
     alone = Scene("", SCENE.regions)
     assert positional_caption(alone) == SAID.partition("; ")[2]
     assert positional_caption(Scene("")) == ""
 
 
-def test_the_pipeline_draws_the_caption_and_nothing_else(tmp_path):
-    """Without new words; and as the text-to-image model does, where that has room enough."""
+def test_the_pipeline_samples_the_caption_and_nothing_else(tmp_path):
+    """Without new tokens; and as the text-to-image model does, where that has room enough."""
     base = TextToImagePipeline.from_pretrained(tiny_model(tmp_path) / "text-to-image")
     longer = grow(base.text_encoder, base.tokenizer, 0, 154)
     words = PositionalWordsPipeline(base.unet, base.vae, *longer, base.scheduler)
-    assert words.sentences.bins == 0
-    assert words.sentences.decode(words.sentence(SCENE).ids) == Scene(
+    assert words.position_tokens.bins == 0
+    assert words.position_tokens.decode(words.tokens(SCENE).ids) == Scene(
         SAID.replace(";", " ;").replace(",", " ,")
     )
-    told = words.condition([SCENE, Scene("two boats")])
+    condition = words.condition([SCENE, Scene("two boats")])
     plain = ReCoPipeline(base.unet, base.vae, *longer, base.scheduler)
     want = plain.condition([Scene(SAID), Scene("two boats")])
-    assert torch.equal(told.text, want.text)
-    assert torch.equal(told.null_text, want.null_text)
+    assert torch.equal(condition.text, want.text)
+    assert torch.equal(condition.null_text, want.null_text)
     short = base.condition([Scene("two boats")])
-    torch.testing.assert_close(told.text[1:, :77], short.text, atol=1e-5, rtol=1e-5)
-    assert words(SCENE, steps=1).size == (64, 64)
+    torch.testing.assert_close(condition.text[1:, :77], short.text, atol=1e-5, rtol=1e-5)
+    (image,) = words(SCENE, num_inference_steps=1).images
+    assert image.size == (64, 64)

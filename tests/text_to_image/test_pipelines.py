@@ -1,0 +1,679 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every pipeline promises, each on tiny models of random weights and on the shipped ones."""
+
+import copy
+import inspect
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from huggingface_hub.utils import filter_repo_objects
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from spatext_lab import zoo
+from spatext_lab.diffusion import initial_noise
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.text_to_image import base
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from tests.tiny import BARE, OTHER, SCENE, final, tiny_model, tiny_stable_diffusion
+
+KINDS = {
+    "text-to-image": TextToImagePipeline,
+    "spatext": SpaTextPipeline,
+    "spatext-pixel": SpaTextPipeline,
+    "reco": ReCoPipeline,
+}
+PARTS = {
+    "text-to-image": {"unet", "vae", "text_encoder", "tokenizer", "scheduler"},
+    "spatext": {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "clip", "prior"},
+    "spatext-pixel": {"unet", "vae", "scheduler", "clip", "prior"},
+    "reco": {"unet", "vae", "text_encoder", "tokenizer", "scheduler"},
+}
+SCHEDULERS = {
+    "DDIM": DDIMScheduler,
+    "Euler": EulerDiscreteScheduler,
+    "DPM-Solver++": DPMSolverMultistepScheduler,
+    "UniPC": UniPCMultistepScheduler,
+}
+TWO = {"num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@cache
+def opened(folder: Path, name: str) -> DiffusionPipeline:
+    return KINDS[name].from_pretrained(folder)
+
+
+@pytest.fixture(params=[f"{size} {name}" for size in ("tiny", "shipped") for name in KINDS])
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(name, root) -> Path:
+    size, kind = name.split()
+    return root / kind if size == "tiny" else zoo.folder("pocket", kind)
+
+
+@pytest.fixture
+def kind(name) -> str:
+    return name.split()[1]
+
+
+@pytest.fixture
+def pipeline(folder, kind) -> DiffusionPipeline:
+    return opened(folder, kind)
+
+
+@pytest.fixture
+def fresh(pipeline) -> DiffusionPipeline:
+    """One of its own for a test that changes the pipeline."""
+    parts = {name: copy.deepcopy(part) for name, part in pipeline.components.items()}
+    return type(pipeline).from_pipe(pipeline, **parts)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def noise_of(pipeline: DiffusionPipeline, seeds) -> Tensor:
+    size = pipeline.latent_size
+    return initial_noise(seeds, (pipeline.unet.config.out_channels, size, size))
+
+
+# --- one seed, one image --------------------------------------------------------------------------
+
+
+def test_the_same_call_gives_the_same_bits(pipeline):
+    one, two, other = (pipeline(SCENE, seed=seed, **TWO).images[0] for seed in (1, 1, 2))
+    assert np.array_equal(pixels(one), pixels(two))
+    assert not np.array_equal(pixels(one), pixels(other))
+    assert one.size == (pipeline.image_size, pipeline.image_size) == (64, 64)
+    zero = pipeline(SCENE, **TWO).images[0]
+    assert np.array_equal(pixels(zero), pixels(pipeline(SCENE, seed=0, **TWO).images[0]))
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(pipeline):
+    scenes = [SCENE, OTHER, BARE, SCENE]
+    batch = final(pipeline, scenes, seed=5, num_inference_steps=3)
+    for k, scene in enumerate(scenes):
+        alone = final(pipeline, scene, seed=5 + k, num_inference_steps=3)[0]
+        assert_close(batch[k], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(batch[0], batch[3], atol=0.1), "one noise for both"
+
+
+def test_the_stream_ends_in_the_image(pipeline):
+    steps = list(pipeline.stream(SCENE, seed=2, num_inference_steps=3))
+    assert [step.index for step in steps] == [0, 1, 2]
+    assert torch.is_grad_enabled(), "the loop left the gradients off"
+    assert_close(steps[-1].x_t, steps[-1].x_0)
+    (last,) = pipeline.decode(steps[-1].x_t)
+    (image,) = pipeline(SCENE, seed=2, num_inference_steps=3).images
+    assert np.array_equal(pixels(last), pixels(image))
+
+
+@pytest.mark.parametrize(("scale", "conditions"), [(1.0, 1), (2.0, 2)])
+def test_a_step_is_one_call_of_the_network(pipeline, scale, conditions):
+    batches = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    try:
+        pipeline([SCENE, OTHER], num_inference_steps=3, guidance_scale=scale)
+    finally:
+        hook.remove()
+    assert batches == [2 * conditions] * 3
+
+
+def test_a_scale_for_the_map_is_one_call_with_three_conditions(root):
+    spatext, batches = opened(root / "spatext", "spatext"), []
+    hook = spatext.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    settings = {"seed": 5, "num_inference_steps": 3, "region_guidance_scale": 3.0}
+    try:
+        batch = final(spatext, [SCENE, OTHER], **settings)
+    finally:
+        hook.remove()
+    assert batches == [2 * 3] * 3
+    for k, scene in enumerate([SCENE, OTHER]):
+        alone = final(spatext, scene, **settings | {"seed": 5 + k})[0]
+        assert_close(batch[k], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["tiny", "shipped"])
+def test_the_text_to_image_pipeline_ignores_regions(root, model):
+    place = root / "text-to-image" if model == "tiny" else zoo.folder("pocket", "text-to-image")
+    pipeline = opened(place, "text-to-image")
+    bare = Scene(SCENE.caption)
+    assert torch.equal(final(pipeline, SCENE, **TWO), final(pipeline, bare, **TWO))
+
+
+def test_regions_change_the_image(pipeline, kind):
+    if kind != "text-to-image":
+        moved = Scene(SCENE.caption, [Region(r.text, box=(0, 0, 0.5, 0.5)) for r in SCENE.regions])
+        for other in (moved, Scene(SCENE.caption)):
+            difference = final(pipeline, SCENE, **TWO) - final(pipeline, other, **TWO)
+            assert difference.abs().max() > 1e-4
+
+
+# --- arguments of diffusers -----------------------------------------------------------------------
+
+
+def test_images_are_a_list_scene_by_scene(pipeline):
+    """Also of one scene; and of several images for each scene, each with a seed of its own."""
+    out = pipeline([SCENE, BARE], seed=3, num_images_per_prompt=2, **TWO)
+    assert isinstance(out.images, list)
+    assert len(out.images) == 4
+    for k, image in enumerate(out.images):
+        one = pipeline([SCENE, SCENE, BARE, BARE][k], seed=3 + k, **TWO).images
+        assert isinstance(one, list)
+        assert np.abs(pixels(image) - pixels(one[0])).max() <= 1
+    assert isinstance(pipeline(SCENE, return_dict=False, **TWO), tuple)
+    (images,) = pipeline(SCENE, return_dict=False, **TWO)
+    assert np.array_equal(pixels(images[0]), pixels(pipeline(SCENE, **TWO).images[0]))
+
+
+def test_output_types(pipeline):
+    pil, pt, arrays, latents = (
+        pipeline([SCENE, BARE], output_type=kind, **TWO).images
+        for kind in ("pil", "pt", "np", "latent")
+    )
+    assert torch.equal(latents, final(pipeline, [SCENE, BARE], **TWO))
+    assert pt.shape == (2, 3, 64, 64)
+    assert arrays.shape == (2, 64, 64, 3)
+    assert 0 <= pt.min() <= pt.max() <= 1
+    assert np.array_equal(pt.permute(0, 2, 3, 1).numpy(), arrays)
+    for image, array, decoded in zip(pil, arrays, pipeline.decode(latents), strict=True):
+        assert np.abs(pixels(image) - 255 * array).max() <= 0.5 + 1e-4
+        assert np.array_equal(pixels(image), pixels(decoded))
+
+
+def test_latents_are_where_sampling_starts(pipeline):
+    noise = noise_of(pipeline, [7, 8])
+    given = pipeline([SCENE, BARE], latents=noise, output_type="latent", **TWO).images
+    assert torch.equal(given, final(pipeline, [SCENE, BARE], seed=7, **TWO))
+    assert torch.equal(noise, noise_of(pipeline, [7, 8])), "the caller's noise was changed"
+
+
+def test_generators_give_the_noise_in_place_of_a_seed(pipeline):
+    """A list with one per image; and one from which all images draw, as in diffusers."""
+    settings = {"output_type": "latent", **TWO}
+    scenes = [SCENE, BARE]
+    several = [torch.Generator().manual_seed(seed) for seed in (4, 9)]
+    images = pipeline(scenes, generator=several, **settings).images
+    noise = torch.cat([noise_of(pipeline, [4]), noise_of(pipeline, [9])])
+    assert torch.equal(images, pipeline(scenes, latents=noise, **settings).images)
+    source, size = torch.Generator().manual_seed(4), pipeline.latent_size
+    noise = torch.randn(2, pipeline.unet.config.out_channels, size, size, generator=source)
+    one = pipeline(scenes, generator=torch.Generator().manual_seed(4), **settings).images
+    assert torch.equal(one, pipeline(scenes, latents=noise, **settings).images)
+    with pytest.raises(ValueError, match="generator holds 3 for 2 images; pass one per image"):
+        pipeline(scenes, generator=[*several, several[0]], **settings)
+    with pytest.raises(ValueError, match="seed is 1 and generator is given too; pass one of them"):
+        pipeline(scenes, generator=several, seed=1, **settings)
+
+
+def test_a_negative_prompt_takes_the_empty_captions_place(pipeline, kind):
+    """eps_negative + s (eps_joint - eps_negative), each by the network called by hand; one text
+    for all scenes, and one per scene."""
+    scenes, scale = [SCENE, OTHER], 3.0
+    noise, joint = noise_of(pipeline, [0, 1]), pipeline.condition(scenes)
+    denoiser = pipeline.denoiser() if kind == "reco" else base_denoiser(pipeline)
+    t, alpha = torch.full((2,), 999), pipeline.scheduler.alphas_cumprod[999]
+    for prompt in ("a dark cave", ["a dark cave", "snow"]):
+        texts = [prompt] * 2 if isinstance(prompt, str) else prompt
+        negative = pipeline.condition([Scene(text) for text in texts])
+        with torch.no_grad():
+            low, high = (denoiser(noise, t, condition) for condition in (negative, joint))
+        v = low + scale * (high - low)
+        want = alpha.sqrt() * noise - (1 - alpha).sqrt() * v
+        settings = {"guidance_scale": scale, "num_inference_steps": 1}
+        got = final(pipeline, scenes, negative_prompt=prompt, **settings)
+        assert_close(got, want, atol=1e-3, rtol=1e-3)
+        assert (got - final(pipeline, scenes, **settings)).abs().max() > 1e-3
+
+
+def base_denoiser(pipeline):
+    """The U-Net on x_t with the map beside it, by hand."""
+
+    def denoise(x_t, t, condition):
+        x_in = x_t
+        if condition.st_map is not None:
+            x_in = torch.cat([x_t, condition.st_map * condition.st_map.shape[1] ** 0.5], 1)
+        return pipeline.unet(x_in, t, encoder_hidden_states=condition.text)[0]
+
+    return denoise
+
+
+def test_a_callback_sees_each_step_and_may_replace_the_latents(pipeline):
+    seen = []
+
+    def look(asked, index, t, given):
+        assert asked is pipeline
+        seen.append((index, t, given["latents"].clone()))
+        return {}
+
+    plain = pipeline(SCENE, seed=6, callback_on_step_end=look, output_type="latent", **TWO).images
+    steps = list(pipeline.stream(SCENE, seed=6, **TWO))
+    for (index, t, latents), step in zip(seen, steps, strict=True):
+        assert (index, t) == (step.index, step.t)
+        assert torch.equal(latents, step.x_t)
+    assert torch.equal(plain, steps[-1].x_t)
+
+    other = noise_of(pipeline, [50])
+    settings = {"output_type": "latent", **TWO}
+
+    def replace_after(index_wanted):
+        return lambda _, index, t, given: {"latents": other} if index == index_wanted else {}
+
+    last = pipeline(SCENE, callback_on_step_end=replace_after(1), **settings).images
+    assert torch.equal(last, other)
+    first = pipeline(SCENE, seed=6, callback_on_step_end=replace_after(0), **settings).images
+    assert (first - plain).abs().max() > 1e-3
+    again = pipeline(SCENE, seed=7, callback_on_step_end=replace_after(0), **settings).images
+    assert_close(first, again)  # all that the seed gave was replaced
+    nothing = pipeline(SCENE, seed=6, callback_on_step_end=lambda *_: None, **settings).images
+    assert torch.equal(nothing, plain)
+
+
+def test_old_and_wrong_names_of_arguments_are_refused_with_todays(pipeline):
+    with pytest.raises(TypeError, match=r"steps \(it is num_inference_steps now\)"):
+        pipeline(SCENE, steps=3)
+    with pytest.raises(TypeError, match="unexpected argument guidance; help"):
+        pipeline(SCENE, guidance=3)
+    for method in (pipeline.__call__, pipeline.stream):
+        with pytest.raises(TypeError):
+            method(SCENE, 3)
+
+
+def test_the_signature_is_visible(pipeline):
+    names = inspect.signature(pipeline.__call__).parameters
+    asked = inspect.signature(pipeline.stream).parameters
+    diffusers_own = set(inspect.signature(StableDiffusionPipeline.__call__).parameters)
+    shared = {"num_inference_steps", "guidance_scale", "negative_prompt", "num_images_per_prompt"}
+    shared |= {"generator", "latents", "output_type", "callback_on_step_end", "return_dict"}
+    assert shared <= set(names) & diffusers_own
+    further = {"output_type", "callback_on_step_end", "return_dict", "unknown"}
+    assert set(names) - set(asked) == further
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"num_inference_steps": 0},
+            "num_inference_steps is 0; pass a whole number from 1 to 1000",
+        ),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
+        ({"guidance_scale": -1.0}, "scale is -1"),
+        ({"guidance_scale": float("nan")}, "scale is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; pass a whole number from 0 to"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'; pass one of pil, np, pt, latent"),
+        (
+            {"negative_prompt": ["a", "b", "c"]},
+            "negative_prompt holds 3 texts; pass 1",
+        ),
+        ({"latents": torch.zeros(1, 1, 2, 2)}, r"latents has shape \(1, 1, 2, 2\)"),
+        ({"latents": torch.zeros(3, 4, 16, 16)}, r"latents has shape \(3, 4, 16, 16\); pass"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(pipeline, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(SCENE, **settings)
+
+
+def test_no_scenes_are_refused(pipeline):
+    with pytest.raises(ValueError, match="scenes is empty; pass at least one"):
+        pipeline([])
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_components_are_the_parts(pipeline, kind):
+    parts = {name for name, part in pipeline.components.items() if part is not None}
+    assert parts == PARTS[kind]
+    assert pipeline.device.type == "cpu"
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert not any(part.training for part in modules)
+
+
+def test_a_saved_pipeline_gives_the_same_image(pipeline, kind, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    again = type(pipeline).from_pretrained(tmp_path)
+    settings = {"seed": 4, **TWO}
+    assert torch.equal(final(again, SCENE, **settings), final(pipeline, SCENE, **settings))
+    assert {path.name for path in tmp_path.iterdir()} == {"model_index.json", *PARTS[kind]}
+    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".txt"}
+    here = [str(Path.home()), str(tmp_path), os.sep + "tests"]
+    for file in tmp_path.rglob("*.json"):
+        text = file.read_text()
+        assert not any(path in text for path in here), f"{file.name} names a path of this machine"
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == type(pipeline).__name__
+    assert "_diffusers_version" in index
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    if kind != "spatext-pixel":
+        assert index["tokenizer"] == ["transformers", "CLIPTokenizer"]
+
+
+@pytest.mark.parametrize("argument", ["torch_dtype", "dtype"])
+def test_a_precision_of_ones_own(folder, kind, argument):
+    """All weights in half the bytes, and an image that is nearly the same."""
+    half = KINDS[kind].from_pretrained(folder, **{argument: torch.bfloat16})
+    for part in half.components.values():
+        if isinstance(part, torch.nn.Module):
+            assert {p.dtype for p in part.parameters()} <= {torch.bfloat16}
+    settings = {"seed": 3, "num_inference_steps": 2}
+    latents, exact = (final(p, SCENE, **settings) for p in (half, opened(folder, kind)))
+    assert torch.isfinite(latents).all()
+    distance = (latents.float() - exact).square().mean().sqrt()
+    assert 0 < distance < 0.2 * exact.std()
+    assert half(SCENE, **settings).images[0].size == (64, 64)
+
+
+def test_weights_in_half_precision_are_read_in_single(folder, kind, tmp_path):
+    half = KINDS[kind].from_pretrained(folder, torch_dtype=torch.float16)
+    half.save_pretrained(tmp_path)
+    again = KINDS[kind].from_pretrained(tmp_path)
+    for part in again.components.values():
+        if isinstance(part, torch.nn.Module):
+            assert {p.dtype for p in part.parameters()} <= {torch.float32}
+            assert not part.training
+
+
+def test_a_hub_id_is_downloaded_and_then_a_folder(folder, kind, monkeypatch):
+    """The parts alone, in safetensors alone: repositories hold the same weights several times."""
+    asked = []
+
+    def snapshot_download(name, **settings):
+        asked.append((name, settings))
+        return str(folder)
+
+    monkeypatch.setattr(base, "snapshot_download", snapshot_download)
+    hub = KINDS[kind].from_pretrained(f"somebody/{kind}", revision="v2")
+    assert torch.equal(
+        final(hub, SCENE, seed=4, **TWO), final(opened(folder, kind), SCENE, seed=4, **TWO)
+    )
+    ((name, settings),) = asked
+    assert name == f"somebody/{kind}"
+    assert settings["revision"] == "v2"
+    files = ["model_index.json", "unet/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    files += [f"{part}/config.json" for part in PARTS[kind]]
+    files += ["unet/model-00001-of-00002.safetensors", "unet/model.safetensors.index.json"]
+    others = ["v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.bin", "unet/evil.py"]
+    others += ["unet/diffusion_pytorch_model.fp16.safetensors", "safety_checker/model.safetensors"]
+    others += ["pipeline.py", "unet/weights.pt", "vae/model.ckpt", "README.md"]
+    wanted = filter_repo_objects(
+        files + others,
+        allow_patterns=settings["allow_patterns"],
+        ignore_patterns=settings["ignore_patterns"],
+    )
+    assert set(wanted) == set(files)
+
+
+def test_a_folder_that_is_not_there_is_named(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for place in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "nobody/nothing", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=str(place)):
+            KINDS[kind].from_pretrained(place)
+    with pytest.raises(FileNotFoundError, match=r"has no model_index.json; pass a folder that a"):
+        KINDS[kind].from_pretrained(tmp_path)
+
+
+def test_from_pipe_hands_on_the_parts_themselves(pipeline):
+    again = type(pipeline).from_pipe(pipeline)
+    for name, part in pipeline.components.items():
+        assert getattr(again, name) is part
+    config = {key: value for key, value in pipeline.config.items() if key in again.config}
+    assert config == dict(again.config)
+    settings = {"most_regions", "min_area", "padding"}
+    assert settings & set(pipeline.config) == settings & set(again.config)
+    settings = {"seed": 4, **TWO}
+    assert torch.equal(final(again, SCENE, **settings), final(pipeline, SCENE, **settings))
+
+
+def test_from_pipe_hands_a_bases_parts_to_spatext(root):
+    """Nothing is loaded twice or converted; what the base lacks and what is replaced is passed."""
+    spatext = opened(root / "spatext", "spatext")
+    start = TextToImagePipeline.from_pretrained(root / "text-to-image", torch_dtype=torch.bfloat16)
+    named = {"unet": spatext.unet, "clip": spatext.clip, "prior": spatext.prior}
+    grown = SpaTextPipeline.from_pipe(start, **named, most_regions=3)
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        assert getattr(grown, name) is getattr(start, name)
+    assert {p.dtype for p in grown.text_encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in grown.unet.parameters()} == {torch.float32}
+    assert grown.config.most_regions == 3
+    assert final(grown, SCENE, **TWO).isfinite().all()
+
+
+def test_to_moves_every_part(fresh):
+    """To the device without memory, so that a part that stayed behind would be seen."""
+    fresh.to("meta")
+    assert fresh.device.type == "meta"
+    for part in fresh.components.values():
+        if isinstance(part, torch.nn.Module):
+            tensors = [*part.parameters(), *part.buffers()]
+            assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_to_changes_the_precision_of_every_part(fresh):
+    fresh.to(torch.float64)
+    for part in fresh.components.values():
+        if isinstance(part, torch.nn.Module):
+            assert {p.dtype for p in part.parameters()} <= {torch.float64}
+
+
+def test_offloading_moves_every_part_in_and_out(fresh, kind):
+    """On the CPU nothing moves; but every part's hook is called, in the order in which the parts
+    are needed, and the image is the same."""
+    want, moved = final(fresh, SCENE, seed=2, **TWO), []
+    fresh.enable_model_cpu_offload(device="cpu")
+    for name, part in fresh.components.items():
+        if isinstance(part, torch.nn.Module):
+            assert hasattr(part, "_hf_hook"), f"{name} has no hook"
+            before = part._hf_hook.pre_forward
+            part._hf_hook.pre_forward = lambda *args, name=name, before=before, **settings: (
+                moved.append(name),
+                before(*args, **settings),
+            )[1]
+    (image,) = fresh(SCENE, seed=2, **TWO).images
+    order = list(dict.fromkeys(moved))
+    assert (
+        order
+        == {
+            "text-to-image": ["text_encoder", "unet", "vae"],
+            "spatext": ["text_encoder", "clip", "prior", "unet", "vae"],
+            "spatext-pixel": ["clip", "prior", "unet"],  # folding has no weights
+            "reco": ["text_encoder", "unet", "vae"],
+        }[kind]
+    )
+    assert np.array_equal(pixels(image), pixels(fresh.decode(want)[0]))
+    assert torch.equal(final(fresh, SCENE, seed=2, **TWO), want)
+
+
+def test_a_linear_prior_is_offloaded_too(root):
+    """It has no network of its own: diffusers asks every part for its parameters."""
+    spatext = opened(root / "spatext", "spatext")
+    parts = spatext.components | {"prior": copy.deepcopy(spatext.prior.linear)}
+    linear = SpaTextPipeline(**parts)
+    want = final(linear, SCENE, **TWO)
+    linear.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(final(linear, SCENE, **TWO), want)
+    linear.remove_all_hooks()
+
+
+# --- schedulers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_scheduler_can_be_swapped(fresh, scheduler):
+    """Each draws: finite latents, near DDIM's own with many steps, ending in the predicted x_0."""
+    settings = {"seed": 2, "num_inference_steps": 12}
+    want = final(fresh, SCENE, **settings)
+    fresh.scheduler = SCHEDULERS[scheduler].from_config(fresh.scheduler.config)
+    before = {k: v for k, v in vars(fresh.scheduler).items() if k != "_internal_dict"}
+    steps = list(fresh.stream(SCENE, **settings))
+    assert len(steps) == 12
+    got = steps[-1].x_t
+    assert torch.isfinite(got).all()
+    assert (got - want).square().mean().sqrt() < 0.5 * want.std()
+    assert_close(got, steps[-1].x_0, atol=0.05, rtol=0.05)
+    after = {k: v for k, v in vars(fresh.scheduler).items() if k != "_internal_dict"}
+    assert before.keys() == after.keys(), "the scheduler was changed"
+    assert fresh(SCENE, **TWO).images[0].size == (64, 64)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_folders_own_scheduler_is_kept(fresh, scheduler, tmp_path):
+    fresh.scheduler = SCHEDULERS[scheduler].from_config(fresh.scheduler.config)
+    fresh.save_pretrained(tmp_path)
+    again = type(fresh).from_pretrained(tmp_path)
+    assert type(again.scheduler) is SCHEDULERS[scheduler]
+    assert torch.equal(final(again, SCENE, **TWO), final(fresh, SCENE, **TWO))
+
+
+# --- against diffusers' own pipeline --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory) -> Path:
+    return tiny_stable_diffusion(tmp_path_factory.mktemp("sd"), levels=2, side=16)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scheduler", ["PNDM", *SCHEDULERS])
+def test_text_to_image_against_stable_diffusion(stable_diffusion, scheduler, scale):
+    """Same folder, same noise: diffusers' own hidden states, guidance, steps and decoding."""
+    ours = TextToImagePipeline.from_pretrained(stable_diffusion)
+    theirs = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    theirs.set_progress_bar_config(disable=True)
+    assert type(ours.scheduler) is PNDMScheduler
+    if scheduler != "PNDM":
+        changed = SCHEDULERS[scheduler].from_config(theirs.scheduler.config)
+        ours.scheduler, theirs.scheduler = changed, copy.deepcopy(changed)
+    settings = {"num_inference_steps": 5, "guidance_scale": scale}
+    captions = [SCENE.caption, OTHER.caption]
+    noise = initial_noise([7, 8], (4, 16, 16))
+    for further in (
+        {"latents": noise},
+        {"latents": noise, "negative_prompt": ["a cave", "snow"]},
+        {"generator": [torch.Generator().manual_seed(seed) for seed in (3, 4)]},
+        {"generator": torch.Generator().manual_seed(5)},
+        {"generator": torch.Generator().manual_seed(5), "num_images_per_prompt": 2},
+    ):
+        given = {**settings, **copy.deepcopy(further)}
+        mine = ours([SCENE, OTHER], output_type="latent", **given).images
+        given = {**settings, **copy.deepcopy(further)}
+        latents = theirs(captions, height=32, width=32, output_type="latent", **given).images
+        assert_close(mine, latents, atol=1e-4, rtol=1e-4)
+    images = ours([SCENE, OTHER], latents=noise, **settings).images
+    same = theirs(captions, height=32, width=32, latents=noise, **settings).images
+    for one, two in zip(images, same, strict=True):
+        assert np.abs(pixels(one) - pixels(two)).max() <= 1
+
+
+def test_the_shipped_text_to_image_model_against_stable_diffusion():
+    folder = zoo.folder("pocket", "text-to-image")
+    ours = opened(folder, "text-to-image")
+    parts = dict.fromkeys(("safety_checker", "feature_extractor"))
+    theirs = StableDiffusionPipeline(**ours.components, **parts, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    noise = initial_noise([7, 8], (4, 16, 16))
+    settings = {"num_inference_steps": 5, "guidance_scale": 3.0, "latents": noise}
+    captions = [SCENE.caption, OTHER.caption]
+    latents = theirs(captions, height=64, width=64, output_type="latent", **settings).images
+    mine = ours([SCENE, OTHER], output_type="latent", **settings).images
+    assert_close(mine, latents, atol=1e-3, rtol=1e-3)
+
+
+# --- the progress bar -----------------------------------------------------------------------------
+
+PROGRESS = """
+import sys, time
+from pathlib import Path
+from spatext_lab.scene import Scene
+from {module} import {kind}
+pipeline = {kind}.from_pretrained(Path({folder!r}))
+{before}
+print("loaded", file=sys.stderr, flush=True)
+pipeline(Scene("a ball"), num_inference_steps=4, callback_on_step_end=lambda *_: {wait})
+"""
+
+
+def output_of(folder: Path, kind: str, before: str, wait: float, terminal: bool) -> str:
+    """What a pipeline writes to its error output while it samples."""
+    wanted = KINDS[kind]
+    code = PROGRESS.format(
+        module=wanted.__module__,
+        kind=wanted.__name__,
+        folder=str(folder),
+        before=before,
+        wait=f"time.sleep({wait})",
+    )
+    command = [sys.executable, "-c", code]
+    if not terminal:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stderr.partition("loaded\n")[2]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            written += chunk
+    except OSError:  # the other end was closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return written.decode().partition("loaded\r\n")[2]
+
+
+QUIET = [("", 0.9, False), ("", 0.0, True)]
+SHOWN = [("", 0.9, True), ("pipeline.set_progress_bar_config(disable=False, delay=0)", 0.0, False)]
+OFF = [("pipeline.set_progress_bar_config(disable=True)", 0.9, True)]
+
+
+@pytest.mark.parametrize(("before", "wait", "terminal"), [*QUIET, *SHOWN, *OFF])
+def test_progress_is_silent_under_two_seconds_and_without_a_terminal(root, before, wait, terminal):
+    written = output_of(root / "text-to-image", "text-to-image", before, wait, terminal)
+    if (before, wait, terminal) in SHOWN:
+        assert "4/4" in written
+    else:
+        assert written == ""
+
+
+def test_a_progress_bar_counts_the_steps(fresh, capsys):
+    fresh.set_progress_bar_config(disable=False, delay=0)
+    fresh(SCENE, num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
+    fresh.set_progress_bar_config(disable=True)
+    fresh(SCENE, num_inference_steps=3)
+    assert capsys.readouterr().err == ""
