@@ -107,9 +107,9 @@ def test_the_papers_own_map_is_spatexts(root):
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [
-        ("vector", (), "representation is 'vector'; pass one of binary, caption, similarity"),
-        ("similarity", (), "'similarity' needs words"),
-        ("binary", ("red",), r"words is \['red'\]; 'similarity' needs words, others take none"),
+        ("vector", [], "representation is 'vector'; there are binary, caption, similarity"),
+        ("similarity", [], "'similarity' needs words"),
+        ("binary", ["red"], r"words is \['red'\]; 'similarity' needs words, others take none"),
     ],
 )
 def test_a_kind_that_is_none_is_refused(pipelines, kind, words, message):
