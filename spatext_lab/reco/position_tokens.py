@@ -232,7 +232,8 @@ class PositionTokens:
         for place in range(at + 1, stop):
             if not 0 <= ids[place] < known or ids[place] in (*self._number, start):
                 raise ValueError(
-                    f"ids[{place}] is {ids[place]}; a text holds neither bins nor special tokens"
+                    f"ids[{place}] is {ids[place]}; a text holds ids from 0 to {known - 1}, "
+                    "neither bins nor special tokens"
                 )
         return self._text(ids[at + 1 : stop]), stop + 1
 

@@ -1,44 +1,104 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Positions after the text encoder against one sequence after the other, in plain lists."""
+"""Positions after the text encoder, against one region after the other."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
-from spatext_lab import Region, Scene, zoo
-from spatext_lab.baselines.positions_after import PositionsAfterPipeline, states_then_positions
+from spatext_lab.baselines.positions_after import PositionsAfterPipeline
+from spatext_lab.reco.pipeline import ReCoPipeline
+from spatext_lab.reco.position_tokens import to_bin
+from spatext_lab.scene import Region, Scene
+from tests.tiny import BARE, OTHER, SCENE, final, tiny_model
 
-BALL, HOUSE = "a white ball with dots", "a blue house"
-SCENE = Scene("snow", [Region(BALL, box=(0.1, 0.2, 0.5, 0.6)), Region(HOUSE, box=(0, 0, 0.4, 1))])
-MOVED = Scene("snow", [Region(BALL, box=(0.4, 0.5, 0.8, 0.9)), Region(HOUSE, box=(0.6, 0, 1, 1))])
+LENGTH = 154
+MOVED = Scene(
+    SCENE.caption,
+    [Region("a red ball", box=(0.5, 0.2, 0.9, 0.8)), Region("a tree", box=(0.1, 0.5, 0.6, 1))],
+)
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> PositionsAfterPipeline:
-    return PositionsAfterPipeline.from_pretrained(zoo.folder("pocket", "reco"))
+def root(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reco(root) -> ReCoPipeline:
+    return ReCoPipeline.from_pretrained(root / "reco")
+
+
+@pytest.fixture(scope="module")
+def after(reco) -> PositionsAfterPipeline:
+    return PositionsAfterPipeline.from_pipe(reco)
+
+
+def pieces(pipeline: ReCoPipeline, scene: Scene) -> list[list[int]]:
+    """The caption's tokens, then in turn the bins and the text's tokens of each region."""
+    encode, bins = pipeline.tokenizer.encode, pipeline.position_tokens.bins
+    first, found = len(pipeline.tokenizer) - bins, [encode(scene.caption)]
+    for region in scene.regions:
+        found.append([first + to_bin(value, bins) for value in region.box])
+        found.append(encode(region.text))
+    return found
 
 
 @torch.no_grad()
-def test_against_a_loop(pipeline):
-    ids = pipeline.position_tokens.encode([SCENE, Scene("a beach")])
-    bins = set(pipeline.position_tokens.bin_ids)
-    is_bin = torch.tensor([[one in bins for one in row] for row in ids.tolist()])
-    got = states_then_positions(pipeline.text_encoder, ids, is_bin)
+def slow_after(pipeline: ReCoPipeline, scene: Scene) -> Tensor:
+    """The texts and the padding behind them encoded as one text that has no bins; then, region by
+    region, the bins' embeddings put in their places."""
+    caption, *regions = pieces(pipeline, scene)
+    texts = [*caption, *(token for text in regions[1::2] for token in text)]
+    bins = sum(len(box) for box in regions[::2])
+    texts += [pipeline.tokenizer.eos_token_id] * (LENGTH - bins - len(texts))
+    encoded = pipeline.text_encoder(torch.tensor([texts]))[0][0]
     table = pipeline.text_encoder.get_input_embeddings().weight
-    for row, found in zip(ids.tolist(), got, strict=True):
-        texts = [one for one in row if one not in bins]
-        padded = texts + [one for one in row if one in bins]  # behind all texts: not attended to
-        states = iter(pipeline.text_encoder(torch.tensor([padded])).last_hidden_state[0])
-        want = [table[one] if one in bins else next(states) for one in row]
-        assert_close(found, torch.stack(want), atol=1e-5, rtol=1e-5)
+    parts, at = [encoded[: len(caption)]], len(caption)
+    for box, text in zip(regions[::2], regions[1::2], strict=True):
+        parts += [table[box], encoded[at : at + len(text)]]
+        at += len(text)
+    return torch.cat([*parts, encoded[at:]])
 
 
-@torch.no_grad()
-def test_texts_do_not_depend_on_boxes(pipeline):
-    """Only the embeddings of the position tokens differ when the boxes move."""
-    ids = pipeline.position_tokens.encode([SCENE, MOVED])
-    one, two = pipeline.encode(ids)
-    same = ids[0] == ids[1]
-    assert 1 <= (~same).sum() <= 8
-    assert_close(one[same], two[same], atol=1e-6, rtol=1e-6)
-    assert (one[~same] - two[~same]).abs().max() > 1e-3
+def test_positions_after_the_text_encoder_against_one_region_after_the_other(reco, after):
+    whole = Region("the evening sky", box=(0, 0, 1, 0.3))  # of the first bin and the last
+    scenes = [SCENE, BARE, Scene("", [whole]), OTHER]
+    states = after.condition(scenes).text
+    for k, scene in enumerate(scenes):
+        assert_close(states[k], slow_after(after, scene), atol=1e-5, rtol=1e-5)
+    before = reco.condition(scenes).text
+    assert_close(states[1], before[1], atol=1e-5, rtol=1e-5)
+    assert (states[0] - before[0]).abs().max() > 0.1
+
+
+def test_texts_do_not_hear_of_positions_that_come_after(after):
+    """The same texts at other places: the states of all texts are the same."""
+    one, two = after.condition([SCENE, MOVED]).text
+    is_bin = torch.tensor([token.is_position for token in after.tokens(SCENE).tokens])
+    assert_close(one[~is_bin], two[~is_bin], atol=1e-6, rtol=1e-6)
+    assert (one[is_bin] - two[is_bin]).abs().max() > 1e-3
+
+
+def test_the_null_and_captions_alone_are_recos(reco, after):
+    for scenes in ([BARE], [Scene("")], [BARE, Scene("")]):
+        ours, theirs = after.condition(scenes), reco.condition(scenes)
+        assert_close(ours.text, theirs.text, atol=1e-5, rtol=1e-5)
+        assert_close(ours.null_text, theirs.null_text, atol=1e-5, rtol=1e-5)
+
+
+def test_a_box_that_moves_changes_the_image(after):
+    one, two = (final(after, scene, seed=1, num_inference_steps=2) for scene in (SCENE, MOVED))
+    assert (one - two).abs().max() > 1e-4
+
+
+def test_an_image_is_the_same_alone_in_a_batch_and_after_the_disk(after, tmp_path):
+    after.save_pretrained(tmp_path)
+    again = PositionsAfterPipeline.from_pretrained(tmp_path)
+    scenes = [SCENE, OTHER, BARE]
+    batch = final(again, scenes, seed=5, num_inference_steps=2)
+    for k, scene in enumerate(scenes):
+        alone = final(after, scene, seed=5 + k, num_inference_steps=2)[0]
+        assert_close(batch[k], alone, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scene as a sentence: against its construction written out, CLIP's tokenizer, the way back."""
+"""A scene as a token sequence: against its construction written out, CLIP itself, the way back."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.reco.position_tokens import (
     PositionTokens,
-    Sentence,
+    TokenSequence,
     bin_ids,
     is_thin,
     snapped,
@@ -100,7 +100,7 @@ def test_one_rounding_in_closed_form(bins):
 
 
 def test_the_released_script_rounds_twice_and_moves_499_of_1000_bins():
-    """It takes a prompt's number for thousandths of the picture and rounds to a bin anew."""
+    """It takes a prompt's number for thousandths of the image and rounds to a bin anew."""
     twice = [round(number / 1000 * 999) for number in range(1000)]
     once = [to_bin(to_value(number, 1000), 1000) for number in range(1000)]
     assert sum(a != b for a, b in zip(once, twice, strict=True)) == 499
@@ -149,36 +149,36 @@ def test_a_gap_between_the_bins_is_refused():
 
 def test_the_sequence_against_the_construction_written_out(no_warnings):
     position, scenes = sentences(), [*pocket_scenes(60), SCENE, Scene(""), Scene("", [RED])]
-    rows = position.batch(scenes)
+    rows = position.encode(scenes)
     assert rows.shape == (len(scenes), LENGTH)
     assert rows.dtype == torch.int64
     for row, scene in zip(rows.tolist(), scenes, strict=True):
         assert row == padded(position, joined(slow_parts(position, scene)))
 
 
-def test_a_mask_is_said_as_the_box_around_it():
+def test_a_mask_is_encoded_as_the_box_around_it():
     item = pocket_item("train", 3)
     boxes = Scene(item.scene.caption, [Region(r.text, box=r.box) for r in item.scene.regions])
-    assert torch.equal(sentences().batch([item.scene]), sentences().batch([boxes]))
+    assert torch.equal(sentences().encode([item.scene]), sentences().encode([boxes]))
 
 
 def test_a_caption_alone_is_padded_as_stable_diffusion_pads_it():
     captions = ["a red ball", "", "two crimson mushrooms; don't!"]
     position = sentences()
     theirs = position.tokenizer(captions, padding="max_length", truncation=True).input_ids
-    assert position.batch([Scene(caption) for caption in captions]).tolist() == theirs
+    assert position.encode([Scene(caption) for caption in captions]).tolist() == theirs
     assert position.tokenizer.pad_token_id == position.tokenizer.eos_token_id
 
 
 def test_no_scenes_make_no_rows():
-    assert sentences().batch([]).shape == (0, LENGTH)
+    assert sentences().encode([]).shape == (0, LENGTH)
 
 
 def test_the_size_of_clip_has_the_papers_numbers():
     """49408 words and 1000 bins behind them; words as OpenAI's tokenizer numbers them."""
     position, theirs = sentences(1000, 616, 48894), open_clip.SimpleTokenizer()
     assert position.bin_ids == list(range(49408, 50408))
-    row = position.batch([SCENE])[0].tolist()
+    row = position.encode([SCENE])[0].tolist()
     parts = [49406, *theirs.encode(SCENE.caption), 49407]
     for region in SCENE.regions:
         parts += [49408 + round(999 * value) for value in region.box]
@@ -195,7 +195,7 @@ def test_the_tokenizer_itself_makes_the_same_of_the_prompt_in_bins(bins):
     prompts = [write_bins(scene, bins) for scene in scenes]
     theirs = position.tokenizer(prompts, padding="max_length", truncation=True).input_ids
     assert len(scenes) > 80
-    assert position.batch(scenes).tolist() == theirs
+    assert position.encode(scenes).tolist() == theirs
 
 
 # --- what does not fit ----------------------------------------------------------------------------
@@ -212,11 +212,14 @@ def test_regions_that_do_not_fit_are_dropped_whole_and_last_first():
         fitting = max(n for n in range(1, 7) if len(joined(whole[:n])) <= length)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            (row,) = position.batch([scene]).tolist()
+            (row,) = position.encode([scene]).tolist()
         assert row == padded(position, joined(whole[:fitting]))
         left_out = [f"regions[{k}] ({regions[k].text!r})" for k in range(fitting - 1, 5)]
         assert [str(w.message) for w in caught] == (
-            [f"{length} tokens are not enough: {', '.join(left_out)} left out; say less"]
+            [
+                f"regions dropped: {', '.join(left_out)}; the scene has more than "
+                f"{length} tokens: shorten the texts"
+            ]
             if left_out
             else []
         )
@@ -235,17 +238,17 @@ def test_a_short_region_does_not_jump_the_queue():
     long = Region("a ball and " * 9, box=RED.box)
     position = PositionTokens(sentences().tokenizer, 40)
     with pytest.warns(UserWarning, match=r"regions\[1\] \('a ball .*\), regions\[2\] \('a tree'\)"):
-        row = position.batch([Scene("a wood", [RED, long, TREE])])[0].tolist()
+        row = position.encode([Scene("a wood", [RED, long, TREE])])[0].tolist()
     assert row == padded(position, joined(slow_parts(position, Scene("a wood", [RED]))))
 
 
-@pytest.mark.filterwarnings("ignore:154 tokens are not enough")
-def test_a_caption_that_is_too_long_is_cut_as_stable_diffusion_cuts_it():
+@pytest.mark.filterwarnings("ignore:regions dropped")
+def test_a_caption_that_is_too_long_is_truncated_as_in_stable_diffusion():
     position, caption = sentences(), "a ball and a tree " * 60
     theirs = position.tokenizer(caption, padding="max_length", truncation=True).input_ids
     for scene in (Scene(caption), Scene(caption, [RED])):
-        with pytest.warns(UserWarning, match="caption is longer than 154 tokens: '.* is cut"):
-            assert position.batch([scene])[0].tolist() == theirs
+        with pytest.warns(UserWarning, match="caption is longer than 154 tokens: '.* is truncated"):
+            assert position.encode([scene])[0].tolist() == theirs
     with pytest.warns(UserWarning, match="caption is longer"):
         assert position.show_work(Scene(caption, [RED])).dropped == (0,)
 
@@ -255,14 +258,14 @@ def test_a_caption_that_is_too_long_is_cut_as_stable_diffusion_cuts_it():
 
 def test_a_sequence_is_read_back():
     position = sentences()
-    for scene, row in zip(scenes := pocket_scenes(60), position.batch(scenes), strict=True):
+    for scene, row in zip(scenes := pocket_scenes(60), position.encode(scenes), strict=True):
         back = position.decode(row)
         assert back == position.decode(row.tolist())
         assert back.caption.replace(" ", "") == scene.caption.lower().replace(" ", "")
         for ours, region in zip(back.regions, scene.regions, strict=True):
             assert ours.text == region.text
             assert ours.box == snapped(region.box, BINS)
-        assert torch.equal(position.batch([back])[0], row)
+        assert torch.equal(position.encode([back])[0], row)
 
 
 MARK = re.compile(r"<(bin_?)?\d+>|<\|(start|end)oftext\|>")
@@ -279,33 +282,33 @@ EDGES = st.tuples(st.integers(0, 126), st.integers(1, 127)).map(
 
 
 @st.composite
-def said_regions(draw) -> Region:
+def encoded_regions(draw) -> Region:
     (x0, x1), (y0, y1) = draw(EDGES), draw(EDGES)
     nudge = draw(st.floats(-0.49, 0.49))
     box = [min(max((edge + nudge) / 127, 0), 1) for edge in (x0, y0, x1, y1)]
     return Region(draw(TEXTS.filter(str.strip)), box=box)
 
 
-@given(TEXTS, st.lists(said_regions(), max_size=4))
+@given(TEXTS, st.lists(encoded_regions(), max_size=4))
 @settings(deadline=None, max_examples=300)
-def test_any_scene_can_be_said_and_what_is_read_back_says_the_same(caption, regions):
+def test_any_scene_can_be_encoded_and_what_is_decoded_encodes_the_same(caption, regions):
     scene, position = Scene(caption, regions), sentences(BINS, 616)
-    row = position.batch([scene])[0]
+    row = position.encode([scene])[0]
     assert row.tolist() == padded(position, joined(slow_parts(position, scene)))
     back = position.decode(row)
     assert [region.box for region in back.regions] == [
         snapped(region.box, BINS) for region in scene.regions
     ]
-    assert torch.equal(position.batch([back])[0], row)
+    assert torch.equal(position.encode([back])[0], row)
 
 
-@given(TEXTS, st.lists(said_regions(), max_size=4))
+@given(TEXTS, st.lists(encoded_regions(), max_size=4))
 @settings(deadline=None, max_examples=200)
 def test_any_scene_can_be_written_and_read(caption, regions):
     """Both forms, texts to the letter but for space around them, boxes to the mark."""
     scene = Scene(caption, regions)
     exact = sentences(BINS, 616).tokenizer(write_bins(scene, BINS), padding="max_length").input_ids
-    assert sentences(BINS, 616).batch([scene])[0].tolist() == exact
+    assert sentences(BINS, 616).encode([scene])[0].tolist() == exact
     forms = (read(write_bins(scene, BINS), BINS), 127), (read(write_numbers(scene)), 1000)
     for back, last in forms:
         assert back.caption == scene.caption.strip()
@@ -359,9 +362,9 @@ def test_a_prompt_may_leave_out_space():
         ("c <0> <0> <9> <9> t <1> <300> <9> <300> t", r"regions\[1\] is .*y0 < y1"),
         ("c <100> <100> <200> <1001> t", r"regions\[0\] .* <1001> is beyond the last, 1000"),
         ("c <bin000> <bin000> <bin100> <bin1000> t", "<bin1000> is beyond the last, 999"),
-        ("c <100> <100> <200> <300>", r"regions\[0\].text is ''; say what is there"),
+        ("c <100> <100> <200> <300>", r"regions\[0\].text is ''; name what is there"),
         ("c <1> <1> <2> <3> <4> <4> <5> <6> t", r"regions\[0\].text is ''"),
-        ("c <100> <100> <200> t", "caption is .* which holds '<100>', a mark"),
+        ("c <100> <100> <200> t", "caption is .* which holds '<100>', a token"),
         ("c <1> <1> <2> <3> <4> t", r"regions\[0\].text is '<4> t', which holds '<4>'"),
         ("c <100> <100> and <200> <300> t", "caption is .* which holds '<100>'"),
     ],
@@ -388,7 +391,7 @@ def test_a_text_that_holds_a_mark_is_refused_by_name(mark):
     for field, scene in cases.items():
         message = f"{field} is '{re.escape(text)}', which holds '{re.escape(mark)}'"
         for say in (
-            lambda s: sentences().batch([SCENE, s]),
+            lambda s: sentences().encode([SCENE, s]),
             sentences().show_work,
             lambda s: write_bins(s, BINS),
             write_numbers,
@@ -406,27 +409,29 @@ def test_a_box_that_is_thinner_than_a_bin_is_refused_by_name():
     flat, slim = (0.2, 0.5, 0.8, 0.502), (0.5, 0.2, 0.502, 0.8)
     for box in (flat, slim):
         scene = Scene("c", [RED, Region("a line", box=box)])
-        for say in (lambda s: sentences().batch([s]), lambda s: write_bins(s, BINS)):
-            with pytest.raises(ValueError, match=r"regions\[1\].box is \(0\.[25], .* larger box"):
+        for say in (lambda s: sentences().encode([s]), lambda s: write_bins(s, BINS)):
+            with pytest.raises(
+                ValueError, match=r"regions\[1\].box is \(0\.[25], .* make it larger"
+            ):
                 say(scene)
-        assert sentences(1000).batch([scene]).shape == (1, LENGTH)
+        assert sentences(1000).encode([scene]).shape == (1, LENGTH)
         assert (is_thin(box, BINS), is_thin(box, 1000)) == (True, False)
     hair = Scene("c", [Region("a hair", box=(0.2, 0.2, 0.2001, 0.8))])
     with pytest.raises(ValueError, match=r"regions\[0\].box .* \(<200> <200> <200> <800>\)"):
         write_numbers(hair)
 
 
-def test_without_bins_captions_alone_can_be_said():
+def test_without_bins_captions_alone_can_be_encoded():
     plain = PositionTokens(new_tokenizer(200), 77)
     theirs = plain.tokenizer("a wood", padding="max_length").input_ids
-    assert plain.batch([Scene("a wood")])[0].tolist() == theirs
+    assert plain.encode([Scene("a wood")])[0].tolist() == theirs
     assert plain.decode(theirs) == Scene("a wood")
-    with pytest.raises(ValueError, match=r"no position tokens for regions\[0\]: grow it"):
-        plain.batch([SCENE])
+    with pytest.raises(ValueError, match=r"regions\[0\]: the tokenizer has no position tokens"):
+        plain.encode([SCENE])
 
 
 def broken_sequences() -> dict[str, tuple[list[int], str]]:
-    """What is no sentence, and what is said of it."""
+    """What is no sequence, and its message."""
     position = sentences()
     start, end, first = (position.tokenizer.bos_token_id, position.tokenizer.eos_token_id, 2014)
     caption, text = [start, 320, end], [start, 321, end]
@@ -438,9 +443,12 @@ def broken_sequences() -> dict[str, tuple[list[int], str]]:
         "padding alone": ([end, end], r"ids\[0\] is 2013; a text begins with the start token"),
         "no start": ([320, end], r"ids\[0\] is 320"),
         "no end": ([start, 320], r"ids\[0\] begins a text without an end token, 2013"),
-        "a place in the caption": ([start, 320, *box, end], rf"ids\[2\] is {box[0]}; within a"),
-        "a start in the caption": ([start, 320, start, end], r"ids\[2\] is 2012; within a text"),
-        "an unknown word": ([start, 9999, end], r"ids\[1\] is 9999; within a text only words"),
+        "a place in the caption": ([start, 320, *box, end], rf"ids\[2\] is {box[0]}; a text holds"),
+        "a start in the caption": ([start, 320, start, end], r"ids\[2\] is 2012; a text holds"),
+        "an unknown word": (
+            [start, 9999, end],
+            r"ids\[1\] is 9999; a text holds ids from 0 to 2141",
+        ),
         "a negative word": ([start, -1, end], r"ids\[1\] is -1"),
         "three corners": ([*caption, *box[:3], *text], r"ids\[3:7\] is .*; a region begins with"),
         "five corners": ([*caption, *box, box[0], *text], rf"ids\[7\] is {box[0]}; a text begins"),
@@ -464,7 +472,7 @@ def test_sequences_that_are_none(what):
         sentences().decode(ids)
 
 
-def test_the_broken_sequences_are_broken_where_it_is_said():
+def test_the_broken_sequences_are_broken_where_their_message_says():
     """What they were broken from is read."""
     ids = broken_sequences()
     whole = [*ids["cut behind the corners"][0], *ids["five corners"][0][-3:]]
@@ -472,13 +480,13 @@ def test_the_broken_sequences_are_broken_where_it_is_said():
     assert back == Scene("a", [Region("b", box=(3 / 127, 4 / 127, 90 / 127, 1))])
 
 
-# --- what is said and what is padding -------------------------------------------------------------
+# --- content and padding -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!</w>"])
-def test_what_is_said_against_a_slow_loop(pad):
-    """CLIP pads with end tokens, of which the sentence's own is the last that is said; others pad
-    with a word, and then that word within a sentence is none of the padding."""
+def test_the_attention_mask_against_a_slow_loop(pad):
+    """CLIP pads with end tokens, of which the sequence's own is the last of the content; others pad
+    with a word, and then that token within a sequence is none of the padding."""
     tokenizer = copy.deepcopy(sentences().tokenizer)
     tokenizer.pad_token = pad
     position = PositionTokens(tokenizer, LENGTH)
@@ -487,7 +495,7 @@ def test_what_is_said_against_a_slow_loop(pad):
     scenes.append(Scene("a ball " * 200))  # which leaves no room for padding
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ids = position.batch(scenes)
+        ids = position.encode(scenes)
         lengths = [sum(t.region >= 0 for t in position.show_work(s).tokens) for s in scenes]
     want = torch.zeros(len(scenes), LENGTH, dtype=torch.bool)
     for row, (said, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
@@ -495,38 +503,38 @@ def test_what_is_said_against_a_slow_loop(pad):
             want[row, place] = place < length
         assert said[length - 1] == tokenizer.eos_token_id
         assert set(said[length:]) <= {tokenizer.pad_token_id}
-    assert torch.equal(position.said(ids), want)
+    assert torch.equal(position.attention_mask(ids), want)
     assert lengths[1] == 2
     assert lengths[-1] == LENGTH
     assert tokenizer.pad_token_id in ids[2, : lengths[2] - 1]
     longest = max(lengths[:-1])  # also where what all pad is cut off
-    assert torch.equal(position.said(ids[:-1, :longest]), want[:-1, :longest])
+    assert torch.equal(position.attention_mask(ids[:-1, :longest]), want[:-1, :longest])
 
 
-def test_whose_token_each_is_against_the_sentence_that_shows_it():
+def test_each_tokens_region_against_the_sequence_that_shows_it():
     """Also for a region that begins with one bin twice, and where a region did not fit."""
     square = Region("a red ball", box=(0.25, 0.25, 0.75, 0.75))
     scenes = [SCENE, Scene(""), Scene("c", [square] * 2), *pocket_scenes(10)]
     position, short = sentences(), PositionTokens(sentences().tokenizer, 24)
     want = [[token.region for token in position.show_work(scene).tokens] for scene in scenes]
-    assert position.regions(position.batch(scenes)).tolist() == want
-    with pytest.warns(UserWarning, match="left out"):
-        ids = short.batch([SCENE])
-    assert short.regions(ids).tolist() == [[t.region for t in short.show_work(SCENE).tokens]]
+    assert position.token_regions(position.encode(scenes)).tolist() == want
+    with pytest.warns(UserWarning, match="regions dropped"):
+        ids = short.encode([SCENE])
+    assert short.token_regions(ids).tolist() == [[t.region for t in short.show_work(SCENE).tokens]]
 
 
-# --- a sentence that shows its work ---------------------------------------------------------------
+# --- a sequence that shows its work ---------------------------------------------------------------
 
 
-def test_a_sentence_is_a_row_of_the_batch():
+def test_a_sequence_is_a_row_of_the_batch():
     position, scenes = sentences(), [*pocket_scenes(40), Scene(""), SCENE]
-    for scene, row in zip(scenes, position.batch(scenes).tolist(), strict=True):
+    for scene, row in zip(scenes, position.encode(scenes).tolist(), strict=True):
         assert position.show_work(scene).ids == row
 
 
 def test_each_token_knows_its_region_and_its_text():
-    sentence = sentences().show_work(Scene("a tree", [RED, TREE]))
-    said = [(t.text, t.region, t.is_position) for t in sentence.tokens if t.region >= 0]
+    sequence = sentences().show_work(Scene("a tree", [RED, TREE]))
+    said = [(t.text, t.region, t.is_position) for t in sequence.tokens if t.region >= 0]
     start, end = "<|startoftext|>", "<|endoftext|>"
     assert said == [
         *((word, 0, False) for word in (start, "a", "tre", "e", end)),
@@ -535,10 +543,10 @@ def test_each_token_knows_its_region_and_its_text():
         *((f"<bin{number:03d}>", 2, True) for number in (51, 64, 114, 127)),
         *((word, 2, False) for word in (start, "a", "tre", "e", end)),
     ]
-    assert str(sentence) == " ".join(word for word, _, _ in said)
-    rest = sentence.tokens[len(said) :]
+    assert str(sequence) == " ".join(word for word, _, _ in said)
+    rest = sequence.tokens[len(said) :]
     assert {(t.id, t.region, t.is_position) for t in rest} == {(2013, -1, False)}
-    assert len(sentence.tokens) == LENGTH
+    assert len(sequence.tokens) == LENGTH
 
 
 # --- speed ----------------------------------------------------------------------------------------
@@ -555,7 +563,7 @@ tokenizer = new_tokenizer(length={LENGTH})
 tokenizer.add_tokens([f"<bin{{n:03d}}>" for n in range({BINS})], special_tokens=True)
 position = PositionTokens(tokenizer, {LENGTH})
 start = time.process_time()
-rows = position.batch(scenes)
+rows = position.encode(scenes)
 print(time.process_time() - start, *rows.shape)
 """
 
@@ -586,15 +594,15 @@ class Reader(HTMLParser):
         self.texts.append(data)
 
 
-def test_a_sentence_shows_itself_and_its_texts_are_no_markup():
+def test_a_sequence_shows_itself_and_its_texts_are_no_markup():
     nasty = '<script>alert("1 & 2")</script>'
     scene = Scene(f"a moon {nasty}", [Region("a <b>red</b> ball", box=RED.box)])
-    sentence = sentences().show_work(scene)
-    assert isinstance(sentence, Sentence)
+    sequence = sentences().show_work(scene)
+    assert isinstance(sequence, TokenSequence)
     reader = Reader()
-    reader.feed(sentence._repr_html_())
+    reader.feed(sequence._repr_html_())
     assert reader.tags <= {"div", "span", "i"}
     shown = [text for text in reader.texts if text.strip()]
-    said = [t.text for t in sentence.tokens if t.region >= 0]
+    said = [t.text for t in sequence.tokens if t.region >= 0]
     assert shown[:-1] == said
     assert shown[-1] == f"and {LENGTH - len(said)} of padding; {len(said)} of {LENGTH} used"

@@ -216,7 +216,7 @@ def test_mean_rows_against_transformers_own(old, tokenizer):
     ],
 )
 def test_smooth_rows_alone_are_close_to_their_neighbours(old, tokenizer, init, bins, least, most):
-    """Squared distance of bins beside each other, as a part of that of bins half a picture apart;
+    """Squared distance of bins beside each other, as a part of that of bins half an image apart;
     with more bins, neighbours are closer."""
     rows = new_rows(old, tokenizer, bins, init)
     beside = (rows[1:] - rows[:-1]).square().sum(1).mean()
@@ -240,7 +240,7 @@ def test_smooth_rows_lie_where_the_old_rows_lie(old, tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bins": 1}, "bins is 1; give at least 2"),
+        ({"bins": 1}, "bins is 1; pass at least 2"),
         ({"bins": -3}, "bins is -3"),
         ({"length": 76}, "length is 76; the encoder reads 77 tokens already"),
         ({"init": "zero"}, "init is 'zero'; there are mean, normal, smooth"),
@@ -253,7 +253,7 @@ def test_what_cannot_be_grown(old, tokenizer, settings, message):
 
 def test_nothing_grows_twice(old, tokenizer):
     grown = grow(old, tokenizer, BINS, LENGTH)
-    with pytest.raises(ValueError, match="32 bins already; start from a base without any"):
+    with pytest.raises(ValueError, match="32 bins already; start from a base without"):
         grow(*grown, BINS, LENGTH)
 
 
@@ -265,10 +265,14 @@ def test_forgetting_leaves_the_old_words_alone_and_growing_goes_on(old, tokenize
     again, other = grow(plain, tokenizer, 5, LENGTH)
     assert len(bin_ids(other)) == 5
     assert torch.equal(states(again, tokenizer, 77), states(old, tokenizer, 77))
-    with pytest.raises(ValueError, match=f"the tokenizer has {BINS} bins; give the one from befor"):
+    with pytest.raises(
+        ValueError, match=f"the tokenizer has {BINS} bins; pass the one without them"
+    ):
         forget(grown, more)
     plain.resize_token_embeddings(9, mean_resizing=False)
-    with pytest.raises(ValueError, match=r"the tokenizer has \d+ words, the text encoder 9 rows"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has \d+ tokens, the text encoder 9 embeddings"
+    ):
         forget(plain, tokenizer)
 
 
