@@ -258,7 +258,7 @@ def test_different_regions_differ():
             (400, 300, 50, 60),
             ["pixels", "(x, y, width, height) = (400, 300, 50, 60)", "box=(0.7812, 0.5859, "],
         ),
-        ((-5, 0, 100, 50), ["(-5, 0, 100, 50)", "pixels", "divide x by the picture's width"]),
+        ((-5, 0, 100, 50), ["(-5, 0, 100, 50)", "pixels", "divide x by the image's width"]),
         (
             (0.5, 0.5, 0.2, 0.3),
             ["if you meant (x, y, width, height), it is box=(0.5, 0.5, 0.7, 0.8)"],
@@ -270,10 +270,13 @@ def test_different_regions_differ():
         ((0.2, 0.2, 0.2, 0.8), ["(0.2, 0.2, 0.2, 0.8)"]),
         (
             (0.5, 0.5, 1.2, 0.9),
-            ["off the picture", "cut off at the border it is box=(0.5, 0.5, 1, 0.9)"],
+            ["extends beyond the image", "clamped to the image it is box=(0.5, 0.5, 1, 0.9)"],
         ),
-        ((-0.1, 0, 0.5, 0.5), ["off the picture", "(-0.1, 0, 0.5, 0.5)", "box=(0, 0, 0.5, 0.5)"]),
-        ((1.2, 0, 1.5, 1), ["off the picture", "(1.2, 0, 1.5, 1)"]),
+        (
+            (-0.1, 0, 0.5, 0.5),
+            ["extends beyond the image", "(-0.1, 0, 0.5, 0.5)", "box=(0, 0, 0.5, 0.5)"],
+        ),
+        ((1.2, 0, 1.5, 1), ["extends beyond the image", "(1.2, 0, 1.5, 1)"]),
         ((math.nan, 0, 1, 1), ["(nan, 0, 1, 1)", "finite"]),
         ((0, 0, math.inf, 1), ["(0, 0, inf, 1)", "finite"]),
         ((0, 0, 1), ["(0, 0, 1)", "four numbers"]),
@@ -338,7 +341,7 @@ def test_exactly_one_place():
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\t"])
 def test_empty_text(text):
-    with pytest.raises(ValueError, match=r"^text is empty \('.*'\): say what"):
+    with pytest.raises(ValueError, match=r"^text is empty \('.*'\): name what it shows"):
         Region(text, box=(0, 0, 1, 1))
 
 
