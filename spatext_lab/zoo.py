@@ -148,8 +148,7 @@ def check_files(place: Path, *needed: str) -> None:
 
 
 def check_settings(file: Path) -> dict:
-    """Reads a JSON object and refuses a setting that loads code or models from elsewhere, wherever
-    in it that stands.
+    """Reads a JSON object and refuses settings that load code or models from elsewhere.
 
     Raises:
         ValueError: for such a setting and for damaged JSON; names the file.
