@@ -144,7 +144,7 @@ def evaluate_skills(
     settings = METHODS[method].settings
     sampler = METHODS[method].load(model, settings)
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
-    report = {"method": method, "seed": seed} | counted
+    report = {"method": method} | counted | {"seed": seed}
     for skill, items in chosen.items():
         todo = [Task(item, item.scene) for item in items]
         images = sampled(sampler, todo, seed, f"{method}, {skill}")
