@@ -79,7 +79,8 @@ def choose_segments(
     """
     b, k = covered.shape[:2]
     area = covered.mean((-2, -1)).cpu()
-    order = torch.rand(b, k, generator=generator).masked_fill(area < min_area, 2.0)
+    small = (area < min_area) | (area == 0)
+    order = torch.rand(b, k, generator=generator).masked_fill(small, 2.0)
     wanted = torch.randint(count[0], count[1] + 1, (b, 1), generator=generator)
     rank = order.argsort(1).argsort(1)
     return ((rank < wanted) & (order < 2)).to(covered.device)

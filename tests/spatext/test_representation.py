@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.representation import (
     OVERSAMPLE,
+    choose_segments,
     coverage,
     inference_map,
     paint,
@@ -118,6 +119,15 @@ def test_small_segments_and_empty_rows_are_never_chosen():
         st_map = training_map(embeddings, cover, (3, 3), min_area, generator())
         sets = chosen(st_map, embeddings[:, :4], cover[:, :4])
         assert set(map(frozenset, sets)) == {frozenset(allowed)}
+
+
+def test_unused_rows_are_never_chosen():
+    """Without a least area too; the rows that are used are all chosen where all are wanted."""
+    covered = torch.rand(8, 6, 4, 4, generator=generator())
+    used = torch.arange(6) < torch.tensor([1, 2, 3, 4, 5, 6, 3, 2])[:, None]
+    covered = covered * used[..., None, None]
+    chosen = choose_segments(covered, (6, 6), 0.0, generator())
+    assert torch.equal(chosen, used)
 
 
 def test_where_nothing_is_large_enough_the_map_is_zero():

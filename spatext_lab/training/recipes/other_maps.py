@@ -51,7 +51,8 @@ def make(
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
-    model = widened(*base_parts(base, device_of(device)), representation)
+    least = choice.get("min_area", MIN_AREA)
+    model = widened(*base_parts(base, device_of(device)), representation, least)
     examples, total, phrase = training_examples(data, model.image_size, **choice)
     pool = cache.build(examples, total, model.vae, model.clip)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
@@ -59,7 +60,7 @@ def make(
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
         captions = pool.draw_captions(index, generator)
-        chosen = choose_segments(pool.coverage[index], COUNT, MIN_AREA, generator)
+        chosen = choose_segments(pool.coverage[index], COUNT, least, generator)
         texts = [
             [text for text, on in zip(pool.texts[i], row, strict=False) if on]  # rows are padded
             for i, row in zip(index.tolist(), chosen.tolist(), strict=True)
@@ -78,12 +79,24 @@ def make(
 
 
 def widened(
-    base: TextToImagePipeline, clip: Clip, prior: DiffusionPrior | None, representation: str
+    base: TextToImagePipeline,
+    clip: Clip,
+    prior: DiffusionPrior | None,
+    representation: str,
+    min_area: float = MIN_AREA,
 ) -> OtherMapsPipeline:
-    """The model before its first step: `base`, widened by the channels of its kind of map."""
+    """The model before its first step: `base`, widened by the channels of its kind of map.
+
+    Args:
+        base: the text-to-image pipeline; it stays as it is.
+        clip: embeds segments and texts.
+        prior: from text embeddings to image embeddings; without one the texts' own are used.
+        representation: the kind of map.
+        min_area: the smallest fraction of the image that a segment of a training map covers.
+    """
     words = [*WORDS] if representation == "similarity" else []
     channels = OtherMapsPipeline.channels_of(representation, clip, words)
     unet = widen_input(base.unet, channels).to(memory_format=torch.channels_last)
     kind = {"representation": representation, "words": words}
-    limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
+    limits = {"most_regions": COUNT[1], "min_area": min_area}
     return OtherMapsPipeline.from_pipe(base, unet=unet, clip=clip, prior=prior, **kind, **limits)

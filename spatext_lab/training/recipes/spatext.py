@@ -46,7 +46,8 @@ def make(
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
-    model = widened(*base_parts(base, device_of(device)))
+    least = choice.get("min_area", MIN_AREA)
+    model = widened(*base_parts(base, device_of(device)), least)
     examples, total, phrase = training_examples(data, model.image_size, **choice)
     return fine_tune(model, cache.build(examples, total, model.vae, model.clip), plan, phrase)
 
@@ -64,11 +65,21 @@ def base_parts(base: str, device: str) -> tuple[TextToImagePipeline, Clip, Diffu
 
 
 def widened(
-    base: TextToImagePipeline, clip: Clip, prior: DiffusionPrior | None = None
+    base: TextToImagePipeline,
+    clip: Clip,
+    prior: DiffusionPrior | None = None,
+    min_area: float = MIN_AREA,
 ) -> SpaTextPipeline:
-    """SpaText before its first step: `base` with a U-Net that takes maps and still ignores them."""
+    """SpaText before its first step: `base` with a U-Net that takes maps and still ignores them.
+
+    Args:
+        base: the text-to-image pipeline; it stays as it is.
+        clip: embeds segments and texts.
+        prior: from text embeddings to image embeddings; without one the texts' own are used.
+        min_area: the smallest fraction of the image that a segment of a training map covers.
+    """
     unet = widen_input(base.unet, clip.embedding_dim).to(memory_format=torch.channels_last)
-    limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
+    limits = {"most_regions": COUNT[1], "min_area": min_area}
     return SpaTextPipeline.from_pipe(base, unet=unet, clip=clip, prior=prior, **limits)
 
 
@@ -80,7 +91,7 @@ def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str
         index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
         condition = model.encode_captions(pool.draw_captions(index, generator))
         segments = pool.embeddings[index], pool.coverage[index]
-        st_map = training_map(*segments, COUNT, MIN_AREA, generator)
+        st_map = training_map(*segments, COUNT, model.config.min_area, generator)
         condition = replace(condition, st_map=st_map.to(model.device))
         drop = torch.rand(2, BATCH, generator=generator) < DROP
         condition = drop_conditions(condition, *drop.to(model.device))

@@ -2,6 +2,7 @@
 """SpaText's recipe: it starts as its base, learns to read the map, and is saved as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.tiny import final
 from tests.training.steps import PLAN, loss_of, losses
 
 pytestmark = pytest.mark.usefixtures("small")
+COCO = Path(__file__).resolve().parents[3] / "data" / "pocket-coco"
 SCENE = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
 
 
@@ -64,6 +66,25 @@ def test_the_loss_is_the_readmes_equation(root):
     with torch.no_grad():
         want = training_loss(denoiser, x_0, condition, t, noise, base.scheduler)
         assert_close(loss_of(job, 3), want, atol=1e-5, rtol=1e-5)
+
+
+def test_photos_regions_of_the_least_area_are_painted(tmp_path, monkeypatch):
+    """What is read with a minimum area is painted with it, and the saved model knows of it."""
+    seen = []
+
+    def watch(embeddings, covered, count, min_area, generator):
+        seen.append(min_area)
+        st_map = training_map(embeddings, covered, count, min_area, generator)
+        painted = (embeddings != 0).any(-1) & (covered.mean((-2, -1)) < spatext.MIN_AREA)
+        seen.append(painted.any().item())
+        return st_map
+
+    monkeypatch.setattr(spatext, "training_map", watch)
+    job = spatext.make(PLAN, "cpu", data=COCO, min_area=0.001)
+    loss_of(job)
+    assert seen == [0.001, True]
+    job.save(tmp_path)
+    assert SpaTextPipeline.from_pretrained(tmp_path).config.min_area == 0.001
 
 
 def test_a_saved_model_is_the_trained_one(root, tmp_path):
