@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, tensors and latents. Tensors hold values in [-1, 1]; conversions stand here alone."""
+"""Images, tensors in [-1, 1] and latents, and every conversion between them."""
 
 from collections.abc import Iterable
 
@@ -27,7 +27,9 @@ def to_unit(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 def to_images(pixels: Float[Tensor, "b 3 H W"]) -> list[Image.Image]:
     """Tensors in [-1, 1] as PIL images; values outside are clamped."""
-    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    array = (
+        ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    )
     return [Image.fromarray(image) for image in array]
 
 
@@ -44,4 +46,4 @@ def encode(vae, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
 
 def decode(vae, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
     """Images as tensors, about [-1, 1], of latents of unit variance; the inverse of `encode`."""
-    return vae.decode(latents / vae.config.scaling_factor).sample
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample

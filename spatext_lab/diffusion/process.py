@@ -25,6 +25,13 @@ from torch import Tensor
 from spatext_lab.diffusion.guidance import Condition, Denoiser
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Measured against 50 steps of DDIM: their images are noise or another process's.
+UNFIT = (
+    "DDIMInverseScheduler",
+    "EDMEulerScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
 _BATCH = "condition is for {} images and there are {}; pass one for each"
 
 
@@ -175,8 +182,8 @@ def generators(
         generator: one, from which all images draw in turn, or a list with one per image.
 
     Raises:
-        ValueError: for both, for a seed that is not a whole number from 0 to 2**63, and for a list
-            of another length than `count`.
+        ValueError: for both, for a seed that is not a whole number from 0 to 2**63 - 1, and for a
+            list of another length than `count`.
     """
     if generator is None:
         seed = 0 if seed is None else seed
@@ -208,7 +215,7 @@ class SampleStep:
 
     Attributes:
         index: 0 ... number of steps - 1.
-        t: the timestep at which the denoiser was called, falling from step to step.
+        t: the timestep at which the denoiser was called; it falls, or repeats (PNDM).
         x_t: (b, c, h, w) the sample after the step, less noisy than at t; the last one is the
             result. Whoever iterates may replace it: sampling continues from what it then is.
         x_0: (b, c, h, w) the clean image that the prediction at t implies.
@@ -230,10 +237,12 @@ def sample(
 ) -> Iterator[SampleStep]:
     """The sampling loop as a generator: `for step in sample(...)`, one denoiser call a step.
 
-    Any scheduler of diffusers that follows the variance-preserving process works (DDIM, PNDM,
-    Euler, DPM-Solver++, UniPC ...); the one passed is left as it was. With a number of steps that
-    does not divide num_train_timesteps, DDIM takes steps of a rounded length and would leave noise
-    in the result (1 % of its deviation at 15 steps, 6 % at 600); its last x_t is therefore x_0.
+    Schedulers of diffusers for the variance-preserving process work (DDIM, DDPM, PNDM, Euler,
+    DPM-Solver++, UniPC ...), those in `UNFIT` do not; the one passed is left as it was.
+
+    With a number of steps that does not divide num_train_timesteps, DDIM takes steps of a rounded
+    length and would leave noise in the result (1 % of its deviation at 15 steps, 6 % at 600); its
+    last x_t is therefore x_0.
 
     Args:
         x_T: N(0, 1) noise, see `initial_noise`.
@@ -241,12 +250,19 @@ def sample(
 
     Raises:
         ValueError: before the first step, for num_inference_steps outside 1 ...
-            num_train_timesteps and where the condition is not for len(x_T) images.
+            num_train_timesteps, for a scheduler in `UNFIT`, and where the condition is not for
+            len(x_T) images.
     """
+    if type(scheduler).__name__ in UNFIT:
+        raise ValueError(
+            f"scheduler is {type(scheduler).__name__}, which does not suit this noise schedule; "
+            "pass DDIM, Euler, DPMSolverMultistep or UniPC"
+        )
     longest = scheduler.config.num_train_timesteps
     if not (isinstance(num_inference_steps, int) and 1 <= num_inference_steps <= longest):
         raise ValueError(
-            f"num_inference_steps is {num_inference_steps}; pass a whole number from 1 to {longest}"
+            f"num_inference_steps is {num_inference_steps!r:.40}; "
+            f"pass a whole number from 1 to {longest}"
         )
     if len(condition.text) != len(x_T):
         raise ValueError(_BATCH.format(len(condition.text), len(x_T)))

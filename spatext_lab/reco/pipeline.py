@@ -22,7 +22,7 @@ from spatext_lab.diffusion import (
     guided,
     sample,
 )
-from spatext_lab.reco.coordinates import PlacedDenoiser
+from spatext_lab.reco.coordinates import COORDINATES, PlacedDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene
 from spatext_lab.scene.notes import warn
@@ -45,7 +45,7 @@ class ReCoPipeline(ScenePipeline):
         unet: the denoiser; input channels beyond those of x_t hold the coordinates of its cells.
         vae: the autoencoder.
         text_encoder, tokenizer: grown by position tokens, see `text_encoder.grow`.
-        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+        scheduler: DDIM, Euler, DPM-Solver++, UniPC ... of diffusers, see `diffusion.sample`.
         padding: "read" by the U-Net like every token, as Stable Diffusion has it, or "masked".
         most_regions: the most regions of a training scene; a scene with more gets a warning.
 
@@ -79,6 +79,12 @@ class ReCoPipeline(ScenePipeline):
             raise ValueError(
                 f"text_encoder has {known} embeddings for the tokenizer's {len(tokenizer)} tokens; "
                 "pass the text encoder that was grown with it"
+            )
+        extra = unet.config.in_channels - unet.config.out_channels
+        if extra not in (0, COORDINATES):
+            raise ValueError(
+                f"unet has {extra} input channels beyond those of x_t; ReCo takes 0, or "
+                f"{COORDINATES} for coordinates: narrow_input(unet) removes a map's"
             )
         self.register_modules(
             unet=unet.eval(),

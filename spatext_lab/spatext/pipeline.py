@@ -42,7 +42,7 @@ class SpaTextPipeline(ScenePipeline):
     Args:
         unet: its input channels beyond those of its output are the map's.
         vae: the autoencoder; a `PixelFold` in the pixel variant.
-        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+        scheduler: DDIM, Euler, DPM-Solver++, UniPC ... of diffusers, see `diffusion.sample`.
         clip: embeds the region texts, see `Clip`.
         text_encoder, tokenizer: for the caption; without them the caption's CLIP image embedding
             takes their place (the pixel variant).

@@ -38,7 +38,7 @@ class TextToImagePipeline(ScenePipeline):
         unet: the denoiser.
         vae: the autoencoder.
         text_encoder, tokenizer: for the caption.
-        scheduler: any scheduler of diffusers, see `diffusion.sample`.
+        scheduler: DDIM, Euler, DPM-Solver++, UniPC ... of diffusers, see `diffusion.sample`.
 
     Example:
         >>> pipeline = TextToImagePipeline.from_pretrained(zoo.folder("pocket", "text-to-image"))

@@ -4,6 +4,7 @@ whose ideal denoiser is known in closed form."""
 
 from collections.abc import Callable
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -21,6 +22,7 @@ from spatext_lab.diffusion import (
     to_x0_eps,
     training_loss,
 )
+from spatext_lab.diffusion.process import UNFIT
 from tests.conditions import some_condition
 
 TYPES = ["epsilon", "v_prediction"]
@@ -385,3 +387,10 @@ def test_sampling_refuses_a_condition_for_other_images():
         sample(
             lambda x_t, t, c: x_t, noise_schedule(), torch.zeros(2, *SHAPE), some_condition(3), 5
         )
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_schedulers_that_would_give_noise_are_refused(name):
+    scheduler = getattr(diffusers, name)()
+    with pytest.raises(ValueError, match=f"scheduler is {name}, which does not suit"):
+        sample(lambda *_: None, scheduler, torch.zeros(1, 1, 2, 2), some_condition(1), 4)

@@ -43,7 +43,7 @@ def make(
     relearn: bool = False,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
-    """The diffusion loss on token sequences of caption and boxes, and nothing else.
+    """By default the diffusion loss alone, on token sequences of caption and boxes.
 
     Args:
         data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
