@@ -58,14 +58,16 @@ def detections(images: Sequence[Image.Image], judge: Judge) -> list[list[Detecti
 
 
 def found_in(
-    kinds: Int[np.ndarray, "h w"], colours: Int[np.ndarray, "h w"], sure: Float[np.ndarray, "l h w"]
+    kinds: Int[np.ndarray, "h w"],
+    colours: Int[np.ndarray, "h w"],
+    probabilities: Float[np.ndarray, "l h w"],
 ) -> list[Detection]:
     """The objects of one image, by falling score.
 
     Args:
         kinds: the judge's label map.
         colours: its colour map.
-        sure: its probability of each of the l labels at each pixel.
+        probabilities: its probability of each of the l labels at each pixel.
     """
     found = []
     for label in np.unique(kinds[kinds < len(KINDS)]):
@@ -75,7 +77,7 @@ def found_in(
             patch = (patches == number) & (kinds == label)
             if patch.sum() < LEAST_PIXELS:
                 continue
-            score = float(sure[label][patch].mean())
+            score = float(probabilities[label][patch].mean())
             found.append(Detection(LABELS[label], _colour(colours[patch]), score, tight_box(patch)))
     return sorted(found, key=lambda one: -one.score)
 

@@ -25,7 +25,7 @@ BATCH = 16  # images that are sampled, or judged, at a time
 
 
 class Judge:
-    """A small U-Net as a segmenter with two answers per pixel: the label and the colour."""
+    """A small U-Net as a segmenter with two outputs per pixel: the label and the colour."""
 
     def __init__(self, unet: UNet2DModel) -> None:
         self.unet = unet

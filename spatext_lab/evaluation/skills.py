@@ -39,23 +39,23 @@ from spatext_lab.evaluation.report import sampled
 from spatext_lab.evaluation.tasks import Task
 from spatext_lab.scene.places import Box
 
-SURE = 0.7  # the released evaluator's threshold
+THRESHOLD = 0.7  # the released evaluator's threshold
 
 
 def object_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
     """Whether the most confident detection is of the kind."""
-    return bool(found) and _surest(found).label == item.things[0].kind
+    return bool(found) and _best(found).label == item.things[0].kind
 
 
 def count_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
     """Whether as many confident objects of the kind are seen as asked for; others do not count."""
     kind = item.things[0].kind
-    return sum(one.label == kind for one in _sure(found)) == len(item.things)
+    return sum(one.label == kind for one in _confident(found)) == len(item.things)
 
 
 def colour_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
     """Whether the most confident detection is of the kind, and in the colour."""
-    return object_right(found, item) and _surest(found).colour == item.things[0].colour
+    return object_right(found, item) and _best(found).colour == item.things[0].colour
 
 
 def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
@@ -64,10 +64,10 @@ def spatial_right(found: Sequence[Detection], item: SkillPrompt) -> bool:
     Two objects of one kind (in the published set alone) may stand either way round.
     """
     kinds = [thing.kind for thing in item.things]
-    sure = _sure(found)
-    return len(sure) == 2 and any(
+    confident = _confident(found)
+    return len(confident) == 2 and any(
         [a.label, b.label] == kinds and side(a.box, b.box) == item.relation
-        for a, b in permutations(sure)
+        for a, b in permutations(confident)
     )
 
 
@@ -80,12 +80,12 @@ def side(a: Box, b: Box) -> str:
     return "above" if down < 0 else "below"
 
 
-def _surest(found: Sequence[Detection]) -> Detection:
+def _best(found: Sequence[Detection]) -> Detection:
     return max(found, key=lambda one: one.score)
 
 
-def _sure(found: Sequence[Detection]) -> list[Detection]:
-    return [one for one in found if one.score > SURE]
+def _confident(found: Sequence[Detection]) -> list[Detection]:
+    return [one for one in found if one.score > THRESHOLD]
 
 
 Rule = Callable[[Sequence[Detection], SkillPrompt], bool]
