@@ -107,6 +107,7 @@ class Clip(ModelMixin):
         self.model, self.tokenizer, self.settings = model, tokenizer, config
         # tokens of a text that the network reads, begin and end included
         self.context_length = config["model_cfg"]["text_cfg"]["context_length"]
+        self.scale = [config["preprocess_cfg"][key] for key in ("mean", "std")]  # of pixels
         self.eval()
 
     @property
@@ -181,10 +182,7 @@ class Clip(ModelMixin):
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(self.settings["preprocess_cfg"][key], device=images.device).view(3, 1, 1)
-            for key in ("mean", "std")
-        )
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in self.scale)
         scaled = ((images - mean) / std).to(self.model.ln_final.weight)
         return self.model.encode_image(scaled, normalize=True)
 

@@ -134,7 +134,7 @@ def check_files(place: Path, *needed: str) -> None:
     for name in needed:
         if not (place / name).is_file():
             raise FileNotFoundError(f"{place / name} is missing; pass a complete model folder")
-    for file in sorted(place.rglob("*")):
+    for file in sorted(file for file in place.rglob("*") if file.is_file()):
         if file.suffix == ".py":
             raise ValueError(f"{file} is code, and nothing in a model folder is run: remove it")
         if file.suffix == ".json":
@@ -174,12 +174,13 @@ def named(place: Path) -> Iterator[None]:
     """Turns what a library raises about a model's files into a ValueError that names the folder."""
     try:
         yield
-    except (FileNotFoundError, MemoryError, ValueError):
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0]:.200}"
-        raise ValueError(f"{place} cannot be read ({reason}): copy it anew") from error
+        if isinstance(error, ValueError) and str(place) in str(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{place} cannot be read: {reason:.300}") from error
 
 
 def _remedy(place: Path) -> str:

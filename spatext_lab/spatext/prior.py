@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.diffusion import Condition, guided, sample
+from spatext_lab.text_to_image.base import read_weights
 
 LINEAR_NAME, SETTINGS_NAME = "linear.safetensors", "sampling.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -69,7 +70,8 @@ class LinearPrior(ModelMixin):
         """
         zoo.check_files(Path(folder), LINEAR_NAME)
         with zoo.named(Path(folder) / LINEAR_NAME):
-            return cls(**load_file(Path(folder) / LINEAR_NAME)).to(torch_dtype or torch.float32)
+            weights = load_file(Path(folder) / LINEAR_NAME)
+            return cls(**{name: w.to(torch_dtype or torch.float32) for name, w in weights.items()})
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
         """Writes one safetensors file into a prior's folder."""
@@ -156,9 +158,7 @@ class DiffusionPrior(ModelMixin):
         folder = Path(folder)
         zoo.check_files(folder, "config.json", WEIGHTS_NAME, "scheduler/scheduler_config.json")
         with zoo.named(folder):
-            transformer = PriorTransformer.from_pretrained(
-                folder, torch_dtype=torch_dtype or torch.float32, use_safetensors=True
-            )
+            transformer = read_weights(folder, PriorTransformer, torch_dtype or torch.float32)
             scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
             linear = None
             if (folder / LINEAR_NAME).is_file():

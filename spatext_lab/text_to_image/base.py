@@ -71,6 +71,7 @@ class ScenePipeline(DiffusionPipeline):
         modules, _ = cls._get_signature_keys(cls)
         folder = _local(folder, modules, kwargs)
         index, types = _read_index(folder, modules), cls._get_signature_types()
+        dtype = kwargs.pop("dtype", torch_dtype) or torch.float32
         for name in sorted(set(modules) - set(kwargs)):
             library, kind = index.get(name) or (None, None)
             if library is None and name in cls._optional_components:
@@ -78,10 +79,11 @@ class ScenePipeline(DiffusionPipeline):
             if library is None or not (folder / name).is_dir():
                 raise FileNotFoundError(f"{folder} has no part {name!r}; {cls.__name__} needs it")
             wanted = tuple(one for one in types[name] if one is not type(None))
-            cls._check_part(folder / name, library, kind, wanted)
-        precision = {"dtype": kwargs.pop("dtype", torch_dtype) or torch.float32}
+            found = cls._check_part(folder / name, library, kind, wanted)
+            if _has_weights(found) and not {"device_map", "quantization_config"} & set(kwargs):
+                kwargs[name] = read_weights(folder / name, found, dtype, kwargs.get("variant"))
         with zoo.named(folder):
-            pipeline = super().from_pretrained(folder, **precision, use_safetensors=True, **kwargs)
+            pipeline = super().from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
         for part in pipeline.components.values():
             if hasattr(part, "register_to_config"):  # a path of one machine does not belong there
                 part.register_to_config(_name_or_path="")
@@ -122,8 +124,8 @@ class ScenePipeline(DiffusionPipeline):
         return to_images(decode(self.vae, latents))
 
     @classmethod
-    def _check_part(cls, place: Path, library: str, kind: str, types: tuple[type, ...]) -> None:
-        """Raises, naming it, for what is not a whole part of one of `types`, in safetensors."""
+    def _check_part(cls, place: Path, library: str, kind: str, types: tuple[type, ...]) -> type:
+        """The class of a part; raises, naming it, for what is not a whole one of `types`."""
         known = library in ("diffusers", "transformers", *cls.PARTS_FROM)
         found = getattr(import_module(library), kind, None) if known else None
         if not (isinstance(found, type) and issubclass(found, types)):
@@ -131,19 +133,58 @@ class ScenePipeline(DiffusionPipeline):
                 f"{place.parent / INDEX}: {place.name} is [{library!r}, {kind!r}]; "
                 f"{cls.__name__} takes {' or '.join(one.__name__ for one in types)}"
             )
-        needed = ["config.json"] if issubclass(found, ModelMixin | PreTrainedModel) else []
+        needed = ["config.json"] if _has_weights(found) else []
         if issubclass(found, SchedulerMixin):
             needed = ["scheduler_config.json"]
         if issubclass(found, PreTrainedTokenizerBase):
             slow = (place / "vocab.json").is_file() and (place / "merges.txt").is_file()
             needed = ["tokenizer_config.json", *([] if slow else ["tokenizer.json"])]
-        if "from_pretrained" in vars(found):  # a part of this package, which knows its own files
-            needed = []
         zoo.check_files(place, *needed)
-        if needed == ["config.json"] and not any(place.glob("*.safetensors")):
+        if _has_weights(found) and not any(place.glob("*.safetensors")):
             raise FileNotFoundError(
                 f"{place} has no weights in safetensors; other formats are not read"
             )
+        if issubclass(found, PreTrainedTokenizerBase):  # else texts are neither cut off nor padded
+            length = zoo.read_json(place / needed[0]).get("model_max_length")
+            if not (isinstance(length, int) and 2 < length < 100_000):
+                raise ValueError(
+                    f"{place / needed[0]}: model_max_length is {length!r:.60}; expected the number "
+                    "of tokens that the text encoder reads"
+                )
+        return found
+
+
+def _has_weights(part: type) -> bool:
+    """Whether diffusers or transformers reads the part's weights; this package's parts do it."""
+    return issubclass(part, ModelMixin | PreTrainedModel) and "from_pretrained" not in vars(part)
+
+
+def read_weights(
+    place: Path, part: type, dtype: torch.dtype | dict, variant: str | None = None
+) -> torch.nn.Module:
+    """Reads a network of diffusers or transformers, in safetensors alone.
+
+    Args:
+        place: its folder.
+        part: its class.
+        dtype: precision of the weights, or a dict with one for each part.
+        variant: as in "model.fp16.safetensors".
+
+    Raises:
+        ValueError: where weights are missing, which would be random ones, or do not fit the
+            settings; names the folder.
+    """
+    dtype = dtype.get(place.name, torch.float32) if isinstance(dtype, dict) else dtype
+    key = "dtype" if issubclass(part, PreTrainedModel) else "torch_dtype"
+    settings = {key: dtype, "variant": variant, "use_safetensors": True}
+    with zoo.named(place):
+        model, report = part.from_pretrained(place, output_loading_info=True, **settings)
+    if missing := sorted(report["missing_keys"]):
+        names = ", ".join(missing[:3])
+        raise ValueError(
+            f"{place}: {len(missing)} weights are missing ({names:.200}): copy it anew"
+        )
+    return model
 
 
 def tidy_config(folder: Path) -> None:

@@ -2,12 +2,22 @@
 """The diffusion equations against diffusers, against slow loops, and the sampler against worlds
 whose ideal denoiser is known in closed form."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -205,13 +215,13 @@ DATA_SET = 2 * torch.randn(
 )
 
 
-def from_x_0(scheduler: DDIMScheduler, x_0_of: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+def from_x_0(scheduler: SchedulerMixin, x_0_of: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
     """A denoiser of the scheduler's prediction type, from E[x_0 | x_t] as a function of
     (x_t, alpha_bar_t). Written with its own algebra, not with the library's."""
     alphas_cumprod = scheduler.alphas_cumprod.double()
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        a = alphas_cumprod[t][:, None, None, None]
+        a = alphas_cumprod[t.long()][:, None, None, None]
         x_0 = x_0_of(x_t, a)
         eps = (x_t - a**0.5 * x_0) / (1 - a) ** 0.5
         is_v = scheduler.config.prediction_type == "v_prediction"
@@ -316,6 +326,104 @@ def test_image_k_is_the_same_in_any_batch():
     for k, seed in enumerate([7, 8, 9]):
         alone = last(denoiser, scheduler, initial_noise([seed], SHAPE).double(), 10)
         assert_close(alone[0], batch[k], rtol=0, atol=1e-9)
+
+
+# --- other schedulers -----------------------------------------------------------------------------
+
+OTHERS = {
+    "DDIM": DDIMScheduler,
+    "PNDM": PNDMScheduler,
+    "Euler": EulerDiscreteScheduler,
+    "DPM-Solver++": DPMSolverMultistepScheduler,
+    "UniPC": UniPCMultistepScheduler,
+}
+# Stable Diffusion's, in which a little of the image is left at the end; and the pocket's
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def other(name: str, prediction_type: str, schedule: str) -> SchedulerMixin:
+    """Another scheduler for a network that was trained with one of the two schedules."""
+    config = dict(noise_schedule(prediction_type).config)
+    config |= STABLE if schedule == "stable" else {}
+    config |= {"skip_prk_steps": True} if name == "PNDM" else {}
+    return OTHERS[name].from_config(config)
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [*((name, "stable") for name in OTHERS), *((name, "pocket") for name in OTHERS)],
+)
+def test_every_scheduler_samples_the_members_of_a_finite_data_set(name, schedule, prediction_type):
+    """And the x_0 of each step is the closed form's at what the network was asked."""
+    scheduler = other(name, prediction_type, schedule)
+    ideal, asked = from_x_0(scheduler, posterior_mean), []
+
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        asked.append((x_t, t))
+        return ideal(x_t, t, condition)
+
+    x_T = initial_noise(range(64), SHAPE).double()
+    steps = list(sample(denoiser, scheduler, x_T, some_condition(64), 50))
+    worst = 0
+    for (x_t, t), step in zip(asked, steps, strict=True):
+        assert (t == step.t).all()
+        a = scheduler.alphas_cumprod.double()[t.long()][:, None, None, None]
+        worst = max(worst, (step.x_0 - posterior_mean(x_t, a)).abs().max())
+    x = steps[-1].x_t
+    nearest = torch.cdist(x.flatten(1), DATA_SET.flatten(1)).argmin(dim=1)
+    assert set(nearest.tolist()) == set(range(5)), "some image of the data set is never sampled"
+    assert worst < 1e-4
+    # PNDM averages the predictions of several timesteps, and v means another thing at each
+    assert distance_to_data(x).max() < (2e-3 if name == "PNDM" else 1e-5)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+THREADS = """
+import torch
+from spatext_lab.diffusion import few_threads
+{before}
+small, large = torch.nn.Linear(10, 10), torch.nn.Linear(5000, 5000, device="meta")
+seen = [torch.get_num_threads()]
+for network in (small, large):
+    with few_threads(network):
+        seen.append(torch.get_num_threads())
+    seen.append(torch.get_num_threads())
+try:
+    with few_threads(small):
+        raise KeyError
+except KeyError:
+    seen.append(torch.get_num_threads())
+print(*seen)
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is one thread anyway")
+@pytest.mark.parametrize(
+    ("before", "variables", "small", "large"),
+    [
+        ("", {}, 1, None),  # None: as many as there were
+        ("torch.set_num_threads(7)", {}, 7, 7),
+        ("", {"OMP_NUM_THREADS": "2"}, 2, 2),
+        ("torch.set_num_threads(1)", {}, 1, 1),
+    ],
+)
+def test_small_networks_run_on_one_thread_where_the_user_has_not_chosen(
+    before, variables, small, large
+):
+    """In a process of its own. Large ones keep all; afterwards all is as it was, also by error."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS.format(before=before)],
+        env=plain | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    threads, *seen = map(int, done.stdout.split())
+    large = large or threads
+    assert seen == [small, threads, large, threads, threads]
 
 
 # --- the sampler as a generator -----------------------------------------------------------------
