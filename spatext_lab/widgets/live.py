@@ -22,7 +22,6 @@ import traitlets
 from ipywidgets.widgets.trait_types import CByteMemoryView
 from PIL import Image
 
-from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.png import png
 from spatext_lab.scene import Scene
 from spatext_lab.scene.notes import collected
@@ -79,9 +78,8 @@ Frame = tuple[int, Image.Image]  # the number of steps done, and the predicted i
 
 def frames(pipeline: ScenePipeline, request: Request) -> Iterator[Frame]:
     """Yield the predicted clean image after every step; the last one is the result."""
-    with few_threads(pipeline.unet):
-        for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
-            yield done, pipeline.decode(step.x_0)[0]
+    for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
+        yield done, pipeline.decode(step.x_0)[0]
 
 
 class Live(anywidget.AnyWidget):
