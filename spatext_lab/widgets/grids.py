@@ -62,7 +62,7 @@ class Grid:
         try:
             file = json.loads(Path(path).read_text())
             if (file["format"], file["version"]) == ("spatext-grid", 1):
-                return cls({}, {})  # of an earlier release: stale, whatever was asked for
+                return cls({}, {}, ())  # of an earlier release: stale, whatever was asked for
             if (file["format"], file["version"]) != ("spatext-grid", 2):
                 raise ValueError(f"format is {file['format']!r}, version {file['version']!r}")
             images = map(base64.b64decode, file["images"])
