@@ -63,8 +63,8 @@ def segment_crop(
 def truncated(tokenizer: CLIPTokenizer | SimpleTokenizer, text: str, length: int) -> str:
     """The end of a text that a text encoder of `length` tokens does not read; "" for most texts."""
     if isinstance(tokenizer, SimpleTokenizer):
-        return tokenizer.decode(tokenizer.encode(text)[length - 2 :]).strip()
-    text = _clean(text)
+        rest = tokenizer.decode(tokenizer.encode(text)[length - 2 :])
+        return rest.lstrip("\ufffd").strip()  # of a character that is read in part
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     beyond = spans.offset_mapping[length - 2 :]
     return text[beyond[0][0] :].strip() if beyond else ""
@@ -172,6 +172,10 @@ class Clip(ModelMixin):
         weight = self.model.ln_final.weight  # where the network is, also while it is offloaded
         return self.model.encode_text(ids.to(weight.device), normalize=True)
 
+    def truncated(self, text: str) -> str:
+        """The end of a text that `encode_text` does not read; "" for most texts."""
+        return truncated(self.tokenizer, _clean(text), self.context_length)
+
     @apply_forward_hook
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """One unit embedding per image.
@@ -208,7 +212,9 @@ class Clip(ModelMixin):
         Args:
             length: tokens that it reads; beyond `context_length` its last position is repeated.
         """
-        shape, tokenizer = self.settings["model_cfg"]["text_cfg"], self.tokenizer
+        model_cfg, tokenizer = self.settings["model_cfg"], self.tokenizer
+        shape, open_clips = model_cfg["text_cfg"], isinstance(tokenizer, SimpleTokenizer)
+        end = tokenizer.eot_token_id if open_clips else tokenizer.eos_token_id
         config = CLIPTextConfig(
             vocab_size=shape["vocab_size"],
             hidden_size=shape["width"],
@@ -217,10 +223,10 @@ class Clip(ModelMixin):
             num_attention_heads=shape["heads"],
             max_position_embeddings=length,
             projection_dim=shape["width"],
-            hidden_act="gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            hidden_act="quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
+            bos_token_id=tokenizer.sot_token_id if open_clips else tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=0 if open_clips else tokenizer.pad_token_id,
         )
         model = CLIPTextModel(config)
         model.load_state_dict(_renamed(self.model.state_dict(), shape["layers"], length))

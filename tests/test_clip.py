@@ -9,6 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
@@ -201,15 +202,17 @@ def ends(clip: Clip, texts: list[str], length: int) -> Tensor:
     return states[torch.arange(len(texts)), at] @ clip.model.text_projection
 
 
-@pytest.fixture(scope="module")
-def deeper(clip) -> Clip:
+@pytest.fixture(scope="module", params=[False, True], ids=["gelu", "quick_gelu"])
+def deeper(clip, request) -> Clip:
     """Of two layers, with weights that are all random: open_clip starts biases at 0, scales at 1,
     so that some that were mixed up would not be seen."""
     config = copy.deepcopy(clip.settings)
     config["model_cfg"]["text_cfg"]["layers"] = 2
+    config["model_cfg"]["quick_gelu"] = request.param
     known = {k: v for k, v in config["model_cfg"]["text_cfg"].items() if k != "hf_tokenizer_name"}
     vision = config["model_cfg"]["vision_cfg"]
-    model = open_clip.model.CLIP(embed_dim=clip.embedding_dim, vision_cfg=vision, text_cfg=known)
+    kind = {"embed_dim": clip.embedding_dim, "quick_gelu": request.param}
+    model = open_clip.model.CLIP(vision_cfg=vision, text_cfg=known, **kind)
     for parameter in model.transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return Clip(model, clip.tokenizer, config)
@@ -274,13 +277,106 @@ def test_a_folder_without_clip_is_refused(tmp_path):
         Clip.from_pretrained(tmp_path)
 
 
+# --- open_clip's own tokenizer --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(clip) -> Clip:
+    """As CLIPs are published: the tokenizer is open_clip's, of 49408 tokens, and no file."""
+    config = copy.deepcopy(clip.settings)
+    text = config["model_cfg"]["text_cfg"] | {"vocab_size": 49408, "context_length": 77}
+    del text["hf_tokenizer_name"]
+    config["model_cfg"]["text_cfg"] = text
+    model = open_clip.model.CLIP(**config["model_cfg"])
+    for parameter in model.transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return Clip(model, SimpleTokenizer(context_length=77), config)
+
+
+@torch.no_grad()
+def test_a_published_clip_against_plain_open_clip(published, tmp_path):
+    published.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
+    again = Clip.from_pretrained(tmp_path)
+    model = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    theirs = torch.nn.functional.normalize(model.encode_text(tokens), dim=-1)
+    assert_close(again.encode_text(TEXTS), theirs)
+    assert torch.equal(again.encode_text(TEXTS), published.encode_text(TEXTS))
+
+
+@torch.no_grad()
+def test_the_states_of_a_published_clip_against_open_clip(published):
+    ids, transformer = published.tokenizer(TEXTS), published.text_transformer(77)
+    states = transformer(ids).last_hidden_state
+    at = states[torch.arange(len(TEXTS)), ids.argmax(1)] @ published.model.text_projection
+    assert_close(at, published.model.encode_text(ids), atol=1e-4, rtol=1e-4)
+    pooled = transformer(ids).pooler_output  # which depends on the ids of the special tokens
+    assert_close(pooled @ published.model.text_projection, at, atol=1e-5, rtol=1e-5)
+
+
+# --- texts that are too long ----------------------------------------------------------------------
+
+CHINESE = "红色的球在绿色的草地上旁边有一棵大树和一座房子还有许多白色的小花开在湖边的山下"
+
+
+@torch.no_grad()
 def test_what_is_truncated_is_what_has_no_effect(clip):
     short, long = "a red ball", "a red ball " * 30
-    assert truncated(clip.tokenizer, short, 32) == ""
-    rest = truncated(clip.tokenizer, long, 32)
+    assert clip.truncated(short) == ""
+    rest = clip.truncated(long)
     assert long.split() == long[: -len(rest) - 1].split() + rest.split()
     kept = " ".join(long.split()[: -len(rest.split())])
-    with torch.no_grad():
-        assert truncated(clip.tokenizer, kept, 32) == ""
-        ends = clip.encode_text([kept, f"{kept} blue", kept.rsplit(" ", 1)[0]])
-    assert not torch.allclose(ends[0], ends[2], atol=1e-4)
+    assert clip.truncated(kept) == ""
+    same, less, whole = clip.encode_text([f"{kept} " + rest[:5], kept.rsplit(" ", 1)[0], long])
+    assert_close(same, whole)
+    assert not torch.allclose(less, whole, atol=1e-4)
+
+
+@torch.no_grad()
+def test_of_a_chinese_text_the_beginning_is_read_and_the_end_is_named(clip):
+    """Three tokens each, since the small tokenizer knows bytes alone: ten characters of forty."""
+    assert len(CHINESE) == 39
+    assert clip.truncated(CHINESE) == CHINESE[10:]
+    assert clip.truncated(CHINESE[:10]) == ""
+    texts = [CHINESE, CHINESE[:10] + CHINESE[:9:-1], CHINESE[:9] + CHINESE[10:]]
+    whole, same, other = clip.encode_text(texts)
+    assert_close(whole, same)
+    assert not torch.allclose(whole, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("& " * 30, ""),
+        ("&amp; " * 31, "&"),  # an entity is one sign
+        ("a \n\t " * 31, "a"),
+        ("a " * 30 + " " * 80_000, ""),
+        ("a " * 32, "a a"),
+    ],
+)
+def test_what_is_truncated_is_counted_in_the_text_that_is_read(clip, text, rest):
+    assert clip.truncated(text) == rest
+
+
+def test_what_a_published_clip_does_not_read(published):
+    assert published.truncated("red " * 75) == ""
+    assert published.truncated("Red " * 77) == "red red"
+    rest, encode = published.truncated(CHINESE * 2), published.tokenizer.encode
+    read = max(n for n in range(78) if len(encode((CHINESE * 2)[:n])) <= 75)
+    assert rest in ((CHINESE * 2)[read:], (CHINESE * 2)[read + 1 :])  # one may be read in part
+
+
+def test_a_long_text_is_tokenized_once(clip):
+    """Not word by word, which took time in proportion to the square of its length."""
+    calls = []
+
+    def counted(*args, **settings):
+        calls.append(args)
+        return clip.tokenizer(*args, **settings)
+
+    # the check of annotated types would refuse a function in the tokenizer's place
+    assert getattr(truncated, "__wrapped__", truncated)(counted, "a red ball " * 2000, 32).endswith(
+        "ball"
+    )
+    assert len(calls) == 1

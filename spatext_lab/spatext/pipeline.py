@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from spatext_lab.clip import Clip, hidden_states, truncated
+from spatext_lab.clip import Clip, hidden_states
 from spatext_lab.diffusion import (
     Condition,
     SampleStep,
@@ -253,7 +253,7 @@ class SpaTextPipeline(ScenePipeline):
         limit = self.clip.context_length
         for k, region in enumerate(scene.regions):
             long = len(region.text.encode()) > limit - 2  # a token is one byte at least
-            if long and (rest := truncated(self.clip.tokenizer, region.text, limit)):
+            if long and (rest := self.clip.truncated(region.text)):
                 warn(
                     f"regions[{k}].text is longer than the {limit} tokens that CLIP reads: "
                     f"{rest!r:.80} is truncated; shorten it",
@@ -274,6 +274,12 @@ class SpaTextPipeline(ScenePipeline):
             raise ValueError(f"negative_prompt holds {len(negative)} texts; pass 1 or {b}")
         texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
         if self.text_encoder is None:  # the pixel variant; its null is the zero vector
+            for rest in filter(None, map(self.clip.truncated, texts)):
+                warn(
+                    f"caption is longer than the {self.clip.context_length} tokens that CLIP "
+                    f"reads: {rest!r:.80} is truncated; shorten it",
+                    stacklevel=4,
+                )
             known = self.embed(texts if negative else captions)
             known = known if negative else torch.cat([known, torch.zeros_like(known[:1])])
             states = caption_state(known)

@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 import termios
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -349,6 +350,56 @@ def test_settings_out_of_range_are_refused_by_name(pipeline, settings, message):
 def test_no_scenes_are_refused(pipeline):
     with pytest.raises(ValueError, match="scenes is empty; pass at least one"):
         pipeline([])
+
+
+# --- texts that are too long ----------------------------------------------------------------------
+
+
+def test_the_end_of_a_long_caption_is_named(pipeline, kind):
+    """Two captions that differ there have one condition; a caption that just fits has no note."""
+    if kind == "spatext-pixel":  # its captions are read by CLIP
+        limit = pipeline.clip.context_length
+    else:
+        limit = pipeline.tokenizer.model_max_length
+    fits = " ".join(["a"] * (limit - 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline(Scene(fits), num_inference_steps=1)
+    ends = ["in a red barn", "by the green sea"]
+    conditions = []
+    for end in ends:
+        with pytest.warns(UserWarning, match=f"caption is longer than .*{limit} tokens.*{end!r}"):
+            conditions.append(pipeline.condition([Scene(f"{fits} {end}")]))
+        with pytest.warns(UserWarning, match=f"'{end}' is truncated"):
+            pipeline(Scene(f"{fits} {end}"), num_inference_steps=1)
+    assert torch.equal(conditions[0].text, conditions[1].text)
+
+
+def test_the_end_of_a_long_negative_prompt_is_named(pipeline, kind):
+    limit = pipeline.clip.context_length if kind == "spatext-pixel" else None
+    limit = limit or pipeline.tokenizer.model_max_length
+    long = " ".join(["a"] * limit)
+    with pytest.warns(UserWarning, match="'a a' is truncated"):
+        pipeline(BARE, num_inference_steps=1, negative_prompt=long)
+
+
+def test_of_a_long_region_text_what_is_not_read_is_named(pipeline, kind):
+    """Of a text without spaces too; the beginning, which is read, is not."""
+    text = "红色的球在绿色的草地上旁边有一棵大树和一座房子还有许多白色的小花开在湖边的山下" * 3
+    scene = Scene("a wood", [Region(text, box=(0, 0, 1, 1))])
+    if kind.startswith("spatext"):
+        with pytest.warns(UserWarning, match=r"regions\[0\].text is longer than the") as caught:
+            pipeline(scene, num_inference_steps=1)
+        (note,) = [str(w.message) for w in caught if "longer than" in str(w.message)]
+        rest = pipeline.clip.truncated(text)
+        assert text.endswith(rest)
+        assert 0 < len(rest) < len(text)
+        assert note.endswith("is truncated; shorten it")
+        assert rest[:50] in note
+    if kind == "reco":
+        longer = Scene("a wood", [Region(text * 5, box=(0, 0, 1, 1))])
+        with pytest.warns(UserWarning, match=r"regions dropped: regions\[0\] \('红色的球"):
+            pipeline(longer, num_inference_steps=1)
 
 
 # --- parts ----------------------------------------------------------------------------------------
