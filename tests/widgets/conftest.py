@@ -122,9 +122,11 @@ def open_notebook(lab: tuple[str, Path], content: nbformat.NotebookNode) -> Iter
         kernel.start_channels()
         kernel.wait_for_ready(timeout=60)
         page.wait_for_timeout(1000)  # JupyterLab drops a cell that is run while it connects
-        yield Notebook(page, kernel)
-        kernel.stop_channels()
-        context.close()
+        try:
+            yield Notebook(page, kernel)
+        finally:
+            kernel.stop_channels()
+            context.close()
 
 
 @pytest.fixture(scope="module")

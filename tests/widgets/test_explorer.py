@@ -64,7 +64,7 @@ def test_the_file_is_read_back(grid, path):
     assert Grid.load(path) == grid
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": "spatext-grid", "version": 1}', "[]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "spatext-grid", "version": 2}', "[]"])
 def test_another_file_is_refused(tmp_path, text):
     (tmp_path / "grid.json").write_text(text)
     with pytest.raises(ValueError, match=r"grid.json is not a grid"):
