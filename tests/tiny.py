@@ -20,6 +20,8 @@ from open_clip.model import CLIP
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
+from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.baselines.other_maps import KINDS
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.clip import Clip
@@ -41,6 +43,7 @@ SCENE = Scene(
     "a red ball and a tree in a meadow",
     [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
 )
+WRITTEN = {PositionalWordsPipeline: "reco-words", DigitCoordinatesPipeline: "reco-digits"}
 OTHER = Scene("a boat on the sea", [Region("a boat", box=(0.3, 0.3, 0.8, 0.7))])
 BARE = Scene("a boat on the sea")
 
@@ -53,9 +56,10 @@ def final(pipeline, scenes, **settings) -> Tensor:
 
 def tiny_model(root: Path, seed: int = 0) -> Path:
     """Writes root/text-to-image, root/spatext (again as root/spatext-vectors), root/spatext-pixel,
-    root/spatext-KIND for every other kind of map, root/judge, root/reco, and root/reco-words.
+    root/spatext-KIND for every other kind of map, root/judge, root/reco, root/reco-words,
+    root/reco-digits, and root/gligen.
 
-    The U-Nets read their maps: the channels that training starts from at zero are random.
+    The U-Nets read their maps and boxes: what training starts from at zero is random.
     """
     torch.manual_seed(seed)
     base = _text_to_image()
@@ -73,7 +77,9 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
     pixel.save_pretrained(root / "spatext-pixel")
     _judge().save_pretrained(root / "judge")
     tiny_reco(base).save_pretrained(root / "reco")
-    _tiny_words(base).save_pretrained(root / "reco-words")
+    for kind in (PositionalWordsPipeline, DigitCoordinatesPipeline):
+        _tiny_written(kind, base).save_pretrained(root / WRITTEN[kind])
+    tiny_gligen(root / "text-to-image").save_pretrained(root / "gligen")
     return root
 
 
@@ -95,10 +101,19 @@ def tiny_reco(base: TextToImagePipeline) -> ReCoPipeline:
     return ReCoPipeline(*parts, most_regions=6)
 
 
-def _tiny_words(base: TextToImagePipeline) -> PositionalWordsPipeline:
+def _tiny_written(kind: type[ReCoPipeline], base: TextToImagePipeline) -> ReCoPipeline:
     text_encoder, tokenizer = grow(base.text_encoder, base.tokenizer, 0, 154)
     parts = (base.unet, base.vae, text_encoder, tokenizer, base.scheduler)
-    return PositionalWordsPipeline(*parts, most_regions=6)
+    return kind(*parts, most_regions=6)
+
+
+def tiny_gligen(base: Path) -> GligenPipeline:
+    """Its gates are open, so that the boxes count."""
+    model = GligenPipeline.from_base(base)
+    for name, weight in model.unet.named_parameters():
+        if name.endswith(("alpha_attn", "alpha_dense")):
+            torch.nn.init.constant_(weight, 1.0)
+    return model
 
 
 def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:

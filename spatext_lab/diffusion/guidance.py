@@ -38,6 +38,8 @@ class Condition:
         text_mask: (b, l) attention mask of `text`, True where the denoiser may attend; None for
             everywhere, padding included, as Stable Diffusion has it.
         null_mask: (b, l) attention mask of `null_text`; given exactly where `text_mask` is.
+        objects: (b, n, e) a vector for each of n objects, for a denoiser that attends to objects
+            (GLIGEN); None for one that takes none. Their null is zeros.
 
     Raises:
         ValueError: where two of them do not fit together; names both.
@@ -49,6 +51,7 @@ class Condition:
     region_maps: tuple[Tensor, ...] = ()
     text_mask: Bool[Tensor, "b l"] | None = None
     null_mask: Bool[Tensor, "b l"] | None = None
+    objects: Float[Tensor, "b n e"] | None = None
 
     def __post_init__(self) -> None:
         if self.text.shape != self.null_text.shape:
@@ -69,10 +72,11 @@ class Condition:
         return len(self.text)
 
     def null(self) -> "Condition":
-        """The null condition: the empty (or negative) prompt and the zero map."""
+        """The null condition: the empty (or negative) prompt, the zero map, and no object."""
         st_map = None if self.st_map is None else torch.zeros_like(self.st_map)
+        objects = None if self.objects is None else torch.zeros_like(self.objects)
         text = {"text": self.null_text, "text_mask": self.null_mask}
-        return replace(self, **text, st_map=st_map, region_maps=())
+        return replace(self, **text, st_map=st_map, region_maps=(), objects=objects)
 
     def single_conditions(self) -> "list[Condition]":
         """One condition per guidance scale, in which all the others are null.
@@ -107,6 +111,7 @@ class Condition:
             tuple(map(changed, self.region_maps)),
             changed(self.text_mask),
             changed(self.null_mask),
+            changed(self.objects),
         )
 
     @staticmethod
@@ -119,7 +124,7 @@ class Condition:
             ValueError: for no conditions, and where some have a map or masks and some have none.
         """
         fields = {}
-        for name in ("text", "null_text", "st_map", "text_mask", "null_mask"):
+        for name in ("text", "null_text", "st_map", "text_mask", "null_mask", "objects"):
             values = [getattr(c, name) for c in conditions if getattr(c, name) is not None]
             if not conditions or len(values) not in (0, len(conditions)):
                 name = name if conditions else "text"

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from spatext_lab import zoo
+from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
+from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.diffusion import UNetDenoiser, guided, initial_noise, sample
@@ -147,6 +149,8 @@ _similarity = _pipeline(OtherMapsPipeline, "spatext-similarity")
 _reco = _pipeline(ReCoPipeline, "reco", _without_thin)
 _reco_caption = _pipeline(ReCoPipeline, "reco", _caption_alone)
 _words = _pipeline(PositionalWordsPipeline, "reco-words")
+_digits = _pipeline(DigitCoordinatesPipeline, "reco-digits")
+_gligen = _pipeline(GligenPipeline, "gligen")
 _text = _pipeline(TextToImagePipeline, "text-to-image")
 
 METHODS = {
@@ -166,8 +170,11 @@ METHODS = {
     "similarity": Method("similarity to words", _similarity, JOINT),
     "reco": Method("ReCo", _reco, RECO, "boxes"),
     "reco-caption": Method("ReCo, caption alone", _reco_caption, RECO, "boxes"),
-    # Not shipped: `spatext-lab train reco --variant words` makes it.
+    # Not shipped: `spatext-lab train reco --variant words` (or digits) makes them.
     "words": Method("positional words", _words, RECO, "boxes"),
+    "digits": Method("coordinates as digits", _digits, RECO, "boxes"),
+    # `spatext-lab train gligen` makes it.
+    "gligen": Method("GLIGEN", _gligen, RECO, "boxes"),
     "text": Method("text-to-image without map", _text, JOINT),
     "autoencoder": Method("the true image, through the autoencoder", _autoencoder, {}),
     "true": Method("the true image", _true, {}),

@@ -35,12 +35,14 @@ ROWS = {
 # (name of the folder, name of the row, method that samples with it)
 VARIANTS = (
     ("reco-words", "positional words", "words"),
+    ("reco-digits", "coordinates as digits", "digits"),
     ("reco-short", "ReCo, relearned", "reco"),
     ("reco-after", "position embeddings after the text encoder", "reco"),
     ("reco-contrastive", "ReCo with a contrastive loss", "reco"),
 )
 # the folder of the card with a method's number of training steps
-PARTS = {"reco": "reco", "reco-caption": "reco", "words": "reco-words", "text": "text-to-image"}
+PARTS = {"reco": "reco", "reco-caption": "reco", "text": "text-to-image"}
+PARTS |= {"words": "reco-words", "digits": "reco-digits"}
 BINS = (8, 16, 32, 64, 128, 256, 1000)
 INITS = ("smooth", "mean", "normal")
 

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from spatext_lab.clip import hidden_states
 from spatext_lab.diffusion import (
     Condition,
+    Denoiser,
     SampleStep,
     UNetDenoiser,
     few_threads,
@@ -150,19 +151,18 @@ class TextToImagePipeline(ScenePipeline):
 
         Arguments and errors are those of `__call__`; errors come at once, not at the first step.
         """
-        # 1. Scenes to captions
+        # 1. Scenes
         scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
         if not scenes:
             raise ValueError("scenes is empty; pass at least one")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
-        captions = [scene.caption for scene in scenes]
-        # 2. Captions to hidden states of the text encoder
-        condition = self.encode_captions(captions, negative_prompt)
+        # 2. Their captions to hidden states of the text encoder
+        condition = self.condition(scenes, negative_prompt)
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
         # 3. Guidance
-        denoiser = guided(UNetDenoiser(self.unet), guidance_scale)
+        denoiser = guided(self.denoiser(), guidance_scale)
         # 4. Noise, from a source of its own for each image
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
@@ -193,6 +193,16 @@ class TextToImagePipeline(ScenePipeline):
         null = repeat(null, "1 l c -> b l c", b=b) if isinstance(negative, str) else null
         return Condition(states[:b], null)
 
-    def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """The captions of scenes, as `stream` encodes them, for loops by hand."""
-        return self.encode_captions([scene.caption for scene in scenes])
+    def condition(
+        self, scenes: Sequence[Scene], negative_prompt: str | Sequence[str] | None = None
+    ) -> Condition:
+        """The captions of scenes, as `stream` encodes them; rivals that read regions add to it.
+
+        Args:
+            negative_prompt: text of the null condition, or one per scene; "" by default.
+        """
+        return self.encode_captions([scene.caption for scene in scenes], negative_prompt)
+
+    def denoiser(self) -> Denoiser:
+        """The U-Net as sampling calls it."""
+        return UNetDenoiser(self.unet)

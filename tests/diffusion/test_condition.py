@@ -101,6 +101,23 @@ def test_drop_conditions_without_map_drops_captions():
     assert dropped.st_map is None
 
 
+# --- objects --------------------------------------------------------------------------------------
+
+
+def test_objects_go_with_their_image_and_are_zeros_in_the_null():
+    """In a batch, repeated, moved; alone with the caption they are null too."""
+    parts = [replace(some_condition(b), objects=torch.randn(b, 3, 7)) for b in (1, 2)]
+    whole = Condition.batch([parts[0], parts[1].null()])
+    assert torch.equal(whole.objects, torch.cat([parts[0].objects, torch.zeros(2, 3, 7)]))
+    twice = parts[1].repeat(2)
+    assert all(torch.equal(twice.objects[k], parts[1].objects[k // 2]) for k in range(4))
+    assert parts[0].to("meta", torch.float64).objects.dtype == torch.float64
+    assert not any(one.objects.any() for one in parts[1].single_conditions())
+    assert some_condition(1).null().objects is None
+    with pytest.raises(ValueError, match="1 of 2 have objects"):
+        Condition.batch([parts[0], some_condition(1)])
+
+
 # --- masks of the text ----------------------------------------------------------------------------
 
 

@@ -161,7 +161,7 @@ def test_every_method_gives_a_whole_report(root, method):
     """A smoke test: that all entries are there and in their ranges."""
     settings = METHODS[method].settings and METHODS[method].settings | ONE_STEP
     report = evaluate(method, scenes=3, seed=2, model=str(root), settings=settings)
-    by_boxes = method in ("reco", "reco-caption", "words")
+    by_boxes = METHODS[method].protocol == "boxes"
     assert report["protocol"] == ("boxes" if by_boxes else "segments")
     assert report.keys() >= KEYS | (BOX_KEYS if by_boxes else SEGMENT_KEYS)
     assert (report["method"], report["scenes"], report["seed"]) == (method, 3, 2)

@@ -10,6 +10,7 @@ from spatext_lab.training.recipes import (
     autoencoder,
     clip,
     decoder,
+    gligen,
     judge,
     other_maps,
     pixel,
@@ -37,7 +38,7 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (spatext, other_maps, pixel, prior, reco):
+    for module in (spatext, other_maps, pixel, prior, reco, gligen):
         monkeypatch.setattr(module, "BATCH", 4)
     for module in (spatext, pixel, prior, views):
         monkeypatch.setattr(module, "SCENES", 8)

@@ -116,4 +116,10 @@ RECIPES = {
         0.23,
         "generates pocket scenes: a caption, and texts for boxes",
     ),
+    "gligen": Recipe(
+        "gligen",
+        Plan(steps=6000, lr=1e-3),
+        0.3,
+        "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
+    ),
 }

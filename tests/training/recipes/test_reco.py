@@ -10,20 +10,25 @@ import torch
 from torch.testing import assert_close
 
 from spatext_lab.baselines.contrastive import contrastive_loss
+from spatext_lab.baselines.digit_coordinates import digit_caption
+from spatext_lab.baselines.positional_words import positional_caption
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
+from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job
 from spatext_lab.training.recipes import reco
 from spatext_lab.training.recipes.reco import views
-from spatext_lab.training.recipes.reco.start import CLASSES, VARIANTS, build_model
+from spatext_lab.training.recipes.reco.start import CLASSES, VARIANTS, WRITTEN, build_model
 from tests.training.steps import PLAN, loss_of, losses
 
 pytestmark = pytest.mark.usefixtures("small")
 
 
-@pytest.mark.parametrize("variant", ["after", "contrastive", "words"])  # "reco": test_recipes
+@pytest.mark.parametrize(
+    "variant", ["after", "contrastive", "words", "digits"]
+)  # "reco": test_recipes
 def test_every_variant_of_reco_learns(variant):
     curve = losses(reco.make(PLAN, "cpu", variant=variant))
     assert np.isfinite(curve).all()
@@ -63,17 +68,18 @@ def position_rows(job: Job) -> torch.Tensor:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_reco_model_can_be_continued(variant, tmp_path):
     kind = CLASSES[variant]
-    given = {} if variant == "words" else {"bins": 64}
+    given = {} if variant in WRITTEN else {"bins": 64}
     reco.make(PLAN, "cpu", variant=variant, **given).save(tmp_path)
     model = kind.from_pretrained(tmp_path)
     assert model.config.most_regions == 4
-    assert model.position_tokens.bins == (0 if variant == "words" else 64)
+    assert model.position_tokens.bins == (0 if variant in WRITTEN else 64)
     scene = Scene("a red ball", [Region("a ball", box=(0, 0, 0.5, 0.5))])
     assert model(scene, num_inference_steps=1).images[0].size == (64, 64)
     onward = build_model(tmp_path, "cpu", variant)
     assert type(onward) is kind
     assert onward.position_tokens.bin_ids == model.position_tokens.bin_ids
-    assert onward.position_tokens.length == model.position_tokens.length == 154
+    length = 231 if variant == "digits" else 154
+    assert onward.position_tokens.length == model.position_tokens.length == length
     for part in ("unet", "text_encoder"):
         ours, theirs = (getattr(m, part).state_dict() for m in (onward, model))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
@@ -85,6 +91,28 @@ def test_a_relearning_job_is_trained_and_saved(root, tmp_path):
     assert np.isfinite(losses(job)).all()
     job.save(tmp_path)
     assert ReCoPipeline.from_pretrained(tmp_path).position_tokens.bins == 32
+
+
+@pytest.mark.parametrize(
+    ("variant", "caption"), [("words", positional_caption), ("digits", digit_caption)]
+)
+def test_a_written_variant_reads_the_boxes_in_the_caption(variant, caption):
+    """What its text encoder gets is the long caption of the step's scenes, and nothing else."""
+    job = reco.make(PLAN, "cpu", variant=variant)
+    seen = []
+    encoder = job.module["text_encoder"]
+    hook = encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    loss_of(job, 3)
+    hook.remove()
+    found = list(views.pocket_views(views.SCENES, views.PER_SKILL, 64, PLAN.seed))
+    captions, scenes = [each.captions for each in found], [each.scene for each in found]
+    pool = cache.Cache(torch.zeros(len(found), 1, 1, 1), captions, scenes)
+    generator = torch.Generator().manual_seed(3)
+    index = torch.randint(len(pool), (reco.BATCH,), generator=generator)
+    texts = [caption(scene) for scene in reco.draw_scenes(pool, index, generator)]
+    tokenizer = new_tokenizer(merges=200, length=231 if variant == "digits" else 154)
+    want = tokenizer([*texts, ""], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(seen[0], want)
 
 
 # --- the scenes of a step -------------------------------------------------------------------------

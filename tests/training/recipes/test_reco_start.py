@@ -57,6 +57,8 @@ def test_init_and_seed_choose_the_new_rows(root):
         ("reco", {"variant": "after"}, "variant is 'after'; .* as reco or contrastive only"),
         ("text-to-image", {"variant": "words", "bins": 8}, "bins is 8; variant 'words' has no"),
         ("text-to-image", {"variant": "words", "init": "mean"}, "init is 'mean'; variant 'words'"),
+        ("text-to-image", {"variant": "digits", "bins": 8}, "bins is 8; variant 'digits' has no"),
+        ("reco-digits", {"variant": "words"}, "variant is 'words'; .* as digits only"),
         ("text-to-image", {"variant": "plain"}, "variant is 'plain'; there are reco, contrastive"),
         ("text-to-image", {"bins": 0}, "bins is 0; pass at least 2"),
         ("text-to-image", {"bins": 1}, "bins is 1; pass at least 2"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.baselines.contrastive import contrastive_loss, last_states
+from spatext_lab.baselines.digit_coordinates import digit_scene
 from spatext_lab.baselines.positional_words import positional_scene
 from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import training_loss
@@ -36,7 +37,7 @@ def make(
     *,
     data: Path | None = None,
     base: str = "pocket",
-    variant: Literal["reco", "after", "contrastive", "words"] = "reco",
+    variant: Literal["reco", "after", "contrastive", "words", "digits"] = "reco",
     bins: int | None = None,
     init: Literal["mean", "normal", "smooth"] | None = None,
     aided: bool = False,
@@ -50,7 +51,8 @@ def make(
         base: a text-to-image model to grow: "pocket", "sd15" or a folder, also SpaText's, whose
             map is then dropped; or a ReCo folder to continue from.
         variant: "reco"; "after", position embeddings after the text encoder; "contrastive", a
-            second loss beside the first; "words", positional words in the caption instead.
+            second loss beside the first; "words", positional words in the caption instead;
+            "digits", the boxes' numbers in the caption instead.
         bins: number of position tokens; two a pixel, 1000 at most, if not given.
         init: how their embeddings begin; "smooth" if not given.
         aided: with the auxiliary losses that a small base needs, see `aids`; not the paper's.
@@ -108,6 +110,8 @@ def fine_tune(
         scenes = draw_scenes(pool, index, generator)
         if variant == "words":
             scenes = [positional_scene(scene) for scene in scenes]
+        elif variant == "digits":
+            scenes = [digit_scene(scene, model.tokenizer) for scene in scenes]
         ids = tokens.encode([*scenes, Scene("")])
         if model.config.padding == "masked":  # what is padding in all need not be computed
             ids = ids[:, : tokens.attention_mask(ids).any(0).sum()]

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from spatext_lab import zoo
+from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.positions_after import PositionsAfterPipeline
 from spatext_lab.clip import Clip
@@ -22,7 +23,9 @@ CLASSES = {
     "contrastive": ReCoPipeline,
     "after": PositionsAfterPipeline,
     "words": PositionalWordsPipeline,
+    "digits": DigitCoordinatesPipeline,
 }
+WRITTEN = ("words", "digits")  # boxes stand in the caption, and no tokens are added
 VARIANTS = tuple(CLASSES)
 
 
@@ -53,7 +56,7 @@ def build_model(
         # Not with the seed that the base may have begun with: its layers know those embeddings.
         model = _without_position_tokens(folder, device)
         return _with_position_tokens(model, variant, bins, init, seed + 1, model.config.padding)
-    if known or kind == "PositionalWordsPipeline":
+    if known or kind in [CLASSES[name].__name__ for name in WRITTEN]:
         _check_no_tokens(f"the base has {known} bins already", bins, init)
         return _continue_from(folder, device, variant, kind)
     if aided:
@@ -81,8 +84,8 @@ def _with_position_tokens(
     padding: str,
 ) -> ReCoPipeline:
     """The variant's model: the base's parts, and a text encoder with more tokens and more room."""
-    if variant == "words":
-        _check_no_tokens("variant 'words' has no position tokens", bins, init)
+    if variant in WRITTEN:
+        _check_no_tokens(f"variant {variant!r} has no position tokens", bins, init)
         bins = 0
     elif bins is None:
         bins = min(2 * base.image_size, MOST_BINS)
@@ -92,6 +95,8 @@ def _with_position_tokens(
     # paper, 77 x 2 for those of 16 x 16. A base that was grown before may have it already.
     old = base.text_encoder.config.max_position_embeddings
     length = max(old, CAPTION * max(base.latent_size // 8, 1))
+    if variant == "digits":  # a box takes 21 tokens, not 4: of pocket scenes 1 in 20 would not fit
+        length = max(length, CAPTION * 3 * max(base.latent_size // 8, 1) // 2)
     text_encoder, tokenizer = grow(
         base.text_encoder, base.tokenizer, bins, length, init or "smooth", seed
     )
