@@ -161,9 +161,7 @@ class TextToImagePipeline(ScenePipeline):
         condition = self.condition(scenes, negative_prompt)
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
-        # 3. Guidance
-        denoiser = guided(self.denoiser(), guidance_scale)
-        # 4. Noise, from a source of its own for each image
+        # 3. Noise, from a source of its own for each image
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
@@ -171,8 +169,23 @@ class TextToImagePipeline(ScenePipeline):
         x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
         if x_T.shape != shape:
             raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
-        # 5. The sampling loop
-        return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
+        # 4. and 5. Guidance, and the sampling loop
+        scenes = [scene for scene in scenes for _ in range(num_images_per_prompt)]
+        settings = {"steps": num_inference_steps, "sources": sources}
+        return self._sample(scenes, x_T, condition, guidance_scale, **settings)
+
+    def _sample(
+        self,
+        scenes: Sequence[Scene],
+        x_T: Float[Tensor, "b c h w"],
+        condition: Condition,
+        scale: float,
+        steps: int,
+        sources: Sequence[torch.Generator],
+    ) -> Iterator[SampleStep]:
+        """From noise to images, one scene each; what training-free methods change."""
+        denoiser = guided(self.denoiser(), scale)
+        return sample(denoiser, self.scheduler, x_T, condition, steps, sources)
 
     @torch.no_grad()
     def encode_captions(
