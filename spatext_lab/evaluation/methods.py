@@ -11,8 +11,10 @@ from PIL import Image
 from spatext_lab import zoo
 from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.gligen import GligenPipeline
+from spatext_lab.baselines.multidiffusion import MultiDiffusionPipeline
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.baselines.regional_attention import RegionalAttentionPipeline
 from spatext_lab.diffusion import UNetDenoiser, guided, initial_noise, sample
 from spatext_lab.evaluation.tasks import Task
 from spatext_lab.images import decode, encode, to_images, to_tensor, to_unit
@@ -38,18 +40,21 @@ class Method:
         load: from a model's name and sampling settings to a function that samples.
         settings: sampling settings; empty where no network samples.
         protocol: which of report.PROTOCOLS measures it by default.
+        passes_for: passes of the network a step for one scene, where they depend on it.
     """
 
     what: str
     load: Callable[[str, dict[str, Any]], Sampler]
     settings: dict[str, Any]
     protocol: str = "segments"
+    passes_for: Callable[[Scene], float] | None = None
 
-    @property
-    def passes(self) -> int | None:
-        """Passes of the network a step; None where no network samples."""
+    def passes(self, scenes: Sequence[Scene]) -> float | None:
+        """Passes of the network a step, the mean over scenes; None where no network samples."""
         if not self.settings:
             return None
+        if self.passes_for is not None:
+            return sum(map(self.passes_for, scenes)) / len(scenes)
         return 3 if "region_guidance_scale" in self.settings else 2
 
 
@@ -152,6 +157,8 @@ _words = _pipeline(PositionalWordsPipeline, "reco-words")
 _digits = _pipeline(DigitCoordinatesPipeline, "reco-digits")
 _gligen = _pipeline(GligenPipeline, "gligen")
 _text = _pipeline(TextToImagePipeline, "text-to-image")
+_multidiffusion = _pipeline(MultiDiffusionPipeline, "text-to-image")
+_regional = _pipeline(RegionalAttentionPipeline, "text-to-image")
 
 METHODS = {
     "spatext": Method("SpaText, full: joint guidance, diffusion prior", _spatext, JOINT),
@@ -176,6 +183,11 @@ METHODS = {
     # `spatext-lab train gligen` makes it.
     "gligen": Method("GLIGEN", _gligen, RECO, "boxes"),
     "text": Method("text-to-image without map", _text, JOINT),
+    # Without training, on the same text-to-image model.
+    "multidiffusion": Method(
+        "MultiDiffusion", _multidiffusion, JOINT, passes_for=MultiDiffusionPipeline.passes
+    ),
+    "regional-attention": Method("regional cross-attention", _regional, JOINT),
     "autoencoder": Method("the true image, through the autoencoder", _autoencoder, {}),
     "true": Method("the true image", _true, {}),
 }

@@ -86,7 +86,8 @@ def evaluate(
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
     report |= {"split": split} | score(todo, images, judge, clip)
-    report |= {"passes": METHODS[method].passes, "seconds_per_picture": _seconds(sampler, todo)}
+    passes = METHODS[method].passes([task.scene for task in todo])
+    report |= {"passes": passes, "seconds_per_picture": _seconds(sampler, todo)}
     report |= {"settings": chosen, "threads": torch.get_num_threads()}
     return report | (_psnr(todo, images) if method == "autoencoder" else {})
 
