@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test browser lab lint format wheel notebooks house api clean moved
+.PHONY: help setup tour test browser lab lint format wheel notebooks house api tables clean moved
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
@@ -62,6 +62,9 @@ house: $(STAMP)  ## the package's folders, and which imports which
 
 api: $(STAMP)  ## docs/api.md and docs/tree.md anew, from the docstrings
 	@$(PY) docs/make_api.py
+
+tables: $(STAMP)  ## the tables of README, docs and cards anew, from docs/measured
+	@$(PY) docs/make_tables.py
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel

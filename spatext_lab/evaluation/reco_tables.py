@@ -49,12 +49,12 @@ INITS = ("smooth", "mean", "normal")
 LAYOUT_COLUMNS = {
     "AP": "ap",
     "AP50": "ap50",
-    "AP50 of places": "ap50_place",
+    "AP50 of locations": "ap50_place",
     "accuracy": "region_accuracy",
     "seen": "region_accuracy_seen",
     "held out": "region_accuracy_heldout",
     "Fréchet": "frechet_distance",
-    "Fréchet of things": "scene_distance",
+    "Fréchet of objects": "scene_distance",
     "steps": "steps",
     "seconds": "seconds_per_picture",
 }
@@ -67,7 +67,7 @@ BIN_COLUMNS = {
     "AP50": "ap50",
     "steps": "steps",
 }
-INIT_COLUMNS = {"loss of 200 steps": "loss_200", "AP": "ap", "AP50": "ap50", "steps": "steps"}
+INIT_COLUMNS = {"loss after 200 steps": "loss_200", "AP": "ap", "AP50": "ap50", "steps": "steps"}
 
 
 def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | None = None) -> None:
@@ -79,15 +79,16 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
         model: "pocket", or a folder with its layout.
         variants: a folder that holds reco-words and its likes; without it their rows are left out.
     """
+    command = f"spatext-lab ablation --method reco --scenes {scenes} --variants DIR --out DIR"
     names, rows = zip(*layouts(scenes, model, variants), strict=True)
-    write(out, "layouts", rows, names, LAYOUT_COLUMNS)
+    write(out, "layouts", rows, names, LAYOUT_COLUMNS, command)
     prompts = min(scenes, *(SPLITS[skill]["val"] for skill in SKILLS))
     rows = [evaluate_skills(method, prompts=prompts, model=model) for method in ROWS]
-    write(out, "skills", rows, list(ROWS.values()), SKILL_COLUMNS)
+    write(out, "skills", rows, list(ROWS.values()), SKILL_COLUMNS, command)
     rows = [bins_row(bins, scenes, variants) for bins in BINS]
-    write(out, "bins", rows, [f"{bins} bins" for bins in BINS], BIN_COLUMNS)
+    write(out, "bins", rows, [f"{bins} bins" for bins in BINS], BIN_COLUMNS, command)
     rows = [init_row(init, scenes, variants) for init in INITS]
-    write(out, "init", rows, INITS, INIT_COLUMNS)
+    write(out, "init", rows, INITS, INIT_COLUMNS, command)
 
 
 def layouts(scenes: int, model: str, variants: Path | None) -> Iterator[tuple[str, dict]]:

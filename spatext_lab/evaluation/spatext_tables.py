@@ -92,10 +92,11 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
         variants: a folder that holds spatext-binary, reco-words and their likes; without it their
             rows are left out.
     """
+    command = f"spatext-lab ablation --scenes {scenes} --variants DIR --out DIR"
     rows = ablation(scenes, model, variants)
-    write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows], COLUMNS)
+    write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows], COLUMNS, command)
     rows = tolerance(min(scenes, 128), model)
-    write(out, "masks", rows, [row["masks"] for row in rows], COLUMNS)
+    write(out, "masks", rows, [row["masks"] for row in rows], COLUMNS, command)
     masks_figure(rows).savefig(out / "masks.png")
 
 

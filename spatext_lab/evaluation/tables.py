@@ -18,25 +18,52 @@ def markdown(rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, s
     """
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in zip(names, rows, strict=True):
-        cells = " | ".join(_cell(row, key) for key in columns.values())
+        cells = " | ".join(cell(row, key) for key in columns.values())
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def write(
-    out: Path, name: str, rows: Sequence[dict], names: Sequence[str], columns: Mapping[str, str]
+    out: Path,
+    name: str,
+    rows: Sequence[dict],
+    names: Sequence[str],
+    columns: Mapping[str, str],
+    command: str,
 ) -> None:
-    """Writes `name`.json and `name`.md into the folder `out`, and says where."""
-    files.write(out / f"{name}.json", json.dumps(list(rows), indent=2) + "\n")
+    """Writes `name`.json and `name`.md into a folder, and says where.
+
+    Args:
+        out: the folder.
+        name: of the table.
+        rows: the reports.
+        names: of the rows; the JSON file has each in its row, as name.
+        columns: heading -> key of the reports, for the Markdown file.
+        command: what measured the rows; the JSON file has it beside them.
+    """
+    named = [{"name": each} | row for each, row in zip(names, rows, strict=True)]
+    content = {"command": command, "rows": named}
+    files.write(out / f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     files.write(out / f"{name}.md", markdown(rows, names, columns))
     print(out / f"{name}.md")
 
 
-def _cell(row: dict, key: str) -> str:
+def cell(row: dict, key: str) -> str:
+    """A value as it stands in a table, with its 95 % interval in brackets; "-" where there is none.
+
+    Args:
+        row: a report.
+        key: of the value; its interval is under KEY_95.
+    """
     value = row.get(key)
     if value is None:
         return "-"
     if isinstance(value, int):
         return str(value)
-    interval = row.get(f"{key}_95")
-    return f"{value:.3f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
+    low_and_high = row.get(f"{key}_95")
+    ends = f" [{', '.join(map(_rounded, low_and_high))}]" if low_and_high else ""
+    return _rounded(value) + ends
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # no "-0.000"

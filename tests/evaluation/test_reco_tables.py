@@ -167,12 +167,12 @@ def test_all_tables_are_written_and_hold_what_was_measured(root, variants, tmp_p
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"{name}.{kind}" for name in columns for kind in ("md", "json")}
     for name, known in columns.items():
-        rows = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        rows = json.loads((tmp_path / "out" / f"{name}.json").read_text())["rows"]
         lines = (tmp_path / "out" / f"{name}.md").read_text().splitlines()
         assert len(rows) == len(lines) - 2 == number[name]
         assert lines[0] == "| | " + " | ".join(known) + " |"
         for key in set(known.values()) - {"steps", "loss_200"}:
             assert any(key in row for row in rows), f"no row of {name} has {key}"
-    skills = json.loads((tmp_path / "out" / "skills.json").read_text())
+    skills = json.loads((tmp_path / "out" / "skills.json").read_text())["rows"]
     assert [row["method"] for row in skills] == [*tables.ROWS]
     assert {row["prompts"] for row in skills} == {2}

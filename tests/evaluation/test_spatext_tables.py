@@ -74,15 +74,15 @@ def test_the_tables_are_written_and_hold_what_was_measured(root, tmp_path, monke
     few = {name: CORRUPTIONS[name] for name in ("exact", "a box")}
     monkeypatch.setattr(tables, "CORRUPTIONS", few)
     tables.run(tmp_path / "out", scenes=2, model=str(root), variants=root)
-    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
     assert [row["method"] for row in rows] == list(tables.ABLATION)
     lines = (tmp_path / "out" / "ablation.md").read_text().splitlines()
     assert len(lines) == 2 + len(rows)
     assert all(line.count("|") == len(tables.COLUMNS) + 2 for line in lines)
     for line, row in zip(lines[2:], rows, strict=True):
-        assert f"| {row['local_iou']:.3f} (" in line
+        assert f"| {row['local_iou']:.3f} [" in line
         assert f"| {row['passes']} |" in line
-    masks = json.loads((tmp_path / "out" / "masks.json").read_text())
+    masks = json.loads((tmp_path / "out" / "masks.json").read_text())["rows"]
     assert [row["masks"] for row in masks] == ["exact", "a box"]
     assert masks[0]["mask_quality"] == 1.0 > masks[1]["mask_quality"] > 0
     assert (tmp_path / "out" / "masks.png").stat().st_size > 1000

@@ -12,8 +12,10 @@ ROWS = [
     {"frechet_distance": 0.12345, "region_accuracy": 0.5, "region_accuracy_95": [0.4, 0.6]},
     {"region_accuracy": 1, "passes": 2, "passes_95": [1, 3], "other": "not asked for"},
     {"frechet_distance": None, "frechet_distance_95": [0.1, 0.2], "passes": 0},
+    {"frechet_distance": -1e-9, "region_accuracy": -0.0251, "region_accuracy_95": [-0.1, 0.0]},
 ]
-NAMES = ["ReCo", "text-to-image", "true"]
+NAMES = ["ReCo", "text-to-image", "true", "a difference"]
+COMMAND = "spatext-lab ablation --scenes 2"
 
 
 def cells(table: str) -> list[list[str]]:
@@ -35,9 +37,10 @@ def test_numbers_have_three_places_counts_none_and_what_is_not_there_is_a_dash()
     """0 is a number; an interval of a count, or of what is not there, is not written."""
     _, _, *rows = cells(markdown(ROWS, NAMES, COLUMNS))
     assert [row[1:] for row in rows] == [
-        ["0.123", "0.500 (0.400-0.600)", "-"],
+        ["0.123", "0.500 [0.400, 0.600]", "-"],
         ["-", "1", "2"],
         ["-", "-", "0"],
+        ["0.000", "-0.025 [-0.100, 0.000]", "-"],
     ]
 
 
@@ -48,10 +51,12 @@ def test_as_many_names_as_reports():
 
 def test_both_files_hold_the_same(tmp_path, capsys):
     place = tmp_path / "new" / "folder"
-    write(place, "layouts", tuple(ROWS), NAMES, COLUMNS)
+    write(place, "layouts", tuple(ROWS), NAMES, COLUMNS, COMMAND)
     assert capsys.readouterr().out.strip() == str(place / "layouts.md")
-    assert json.loads((place / "layouts.json").read_text(encoding="utf-8")) == ROWS
+    found = json.loads((place / "layouts.json").read_text(encoding="utf-8"))
+    named = [{"name": name} | row for name, row in zip(NAMES, ROWS, strict=True)]
+    assert found == {"command": COMMAND, "rows": named}
     assert (place / "layouts.md").read_text(encoding="utf-8") == markdown(ROWS, NAMES, COLUMNS)
     assert sorted(path.name for path in place.iterdir()) == ["layouts.json", "layouts.md"]
-    write(place, "layouts", ROWS[:1], NAMES[:1], COLUMNS)
-    assert len(json.loads((place / "layouts.json").read_text())) == 1
+    write(place, "layouts", ROWS[:1], NAMES[:1], COLUMNS, COMMAND)
+    assert len(json.loads((place / "layouts.json").read_text())["rows"]) == 1
