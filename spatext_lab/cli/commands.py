@@ -151,6 +151,14 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Compares methods on the same scenes."""
+    from spatext_lab.evaluation.comparison import run as comparison
+
+    comparison.run(**given(args))
+    return 0
+
+
 def ablation(args: argparse.Namespace) -> int:
     """Writes the tables of a method."""
     if args.method == "reco":

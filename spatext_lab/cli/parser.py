@@ -92,7 +92,15 @@ def build_parser() -> Parser:
     sources = data.add_subparsers(metavar="SOURCE", required=True)
     _add_data_pocket(sources)
     _add_data_coco(sources)
-    for add in (_add_scene, _add_train, _add_sample, _add_evaluate, _add_ablation, _add_tour):
+    for add in (
+        _add_scene,
+        _add_train,
+        _add_sample,
+        _add_evaluate,
+        _add_compare,
+        _add_ablation,
+        _add_tour,
+    ):
         add(to)
     return parser
 
@@ -180,6 +188,15 @@ def _add_evaluate(to: Any) -> None:
     prompts = "with --skills: published prompts, ROOT/count/scenes/count_val.json"
     add("--prompts", type=Path, metavar="FILE", help=prompts)
     add("--json", type=Path, metavar="FILE", help="also write the scores here")
+
+
+def _add_compare(to: Any) -> None:
+    what = "compare methods on the same scenes: a table, curves, a page of images"
+    example = "compare --methods spatext reco text --scenes 32 --out outputs/compare"
+    command = _command(to, commands.compare, "compare", what, example)
+    found = options("spatext_lab.evaluation.comparison.run", "run")
+    choices = names("spatext_lab.evaluation.methods", "METHODS")
+    _add_flags(command, found | {"methods": replace(found["methods"], choices=choices)})
 
 
 def _add_ablation(to: Any) -> None:

@@ -117,6 +117,7 @@ def curve(
     axes = figure.add_subplot()
     for k, (name, (x, y)) in enumerate(lines.items(), start=1):
         marks = {"marker": "os^Dv<>"[(k - 1) % 7], "ms": 5, "markevery": max(1, len(x) // 12)}
+        marks["ls"] = "-" if k <= 7 else "--"  # colours repeat after seven
         axes.plot(x, y, color=_shade(colour(k)), lw=2, label=name, **marks)
     for name, level in (references or {}).items():
         axes.axhline(level, color="#8a8a8a", lw=1.2, ls=(0, (4, 3)), zorder=1)

@@ -52,7 +52,7 @@ PLACE_WORDS = {
     "desert": ("in the desert at sunset", "on the dunes in the evening"),
     "street": ("in front of a brick wall", "on the pavement by a brick wall"),
 }
-NUMBERS = ("no", "one", "two", "three", "four")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _VOWEL = re.compile(r"(?!eu|one\b|uni(?!n|m)|us[ae]|ut[ei]|ura|uri)[aeiou]|hour|honest|heir", re.I)
 Look = tuple[str, str, str]  # kind, colour, pattern
 

@@ -286,8 +286,22 @@ def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
     if index < 0:
         raise ValueError(f"index is {index}; scenes are counted from 0")
     rng = Random(f"{seed}/{split}/{index}")
+    return composed(rng, split, index, lambda: _place(rng, split))
+
+
+def composed(
+    rng: Random, split: str, index: int, place: Callable[[], Sequence[Placed]]
+) -> PocketItem:
+    """An item of any objects before a random backdrop, with texts and captions.
+
+    Args:
+        rng: chooses everything but the objects.
+        split: written into the item.
+        index: written into the item.
+        place: returns the objects, the nearest last; called as `draw` does.
+    """
     name = rng.choice(tuple(BACKDROPS))
-    pixels, owner, placed = draw(rng, name, lambda: _place(rng, split))
+    pixels, owner, placed = draw(rng, name, place)
     stuff = [
         Segment(label, None, None, stuff_text(rng, label), owner == i)
         for i, label in enumerate(BACKDROPS[name][:2])
