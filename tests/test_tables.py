@@ -72,7 +72,8 @@ CELLS = (
 
 
 @pytest.mark.parametrize(
-    ("page", "table", "row", "column", "file", "name", "key"), zip(*[iter(CELLS)] * 7, strict=True)
+    ("page", "table", "row", "column", "file", "name", "key"),
+    [CELLS[k : k + 7] for k in range(0, len(CELLS), 7)],
 )
 def test_cells_against_the_files(page, table, row, column, file, name, key):
     """Read by hand, without the code that writes them."""
