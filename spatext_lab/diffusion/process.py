@@ -24,7 +24,7 @@ from torch import Tensor
 
 from spatext_lab.diffusion.guidance import Condition, Denoiser
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Measured against 50 steps of DDIM: their images are noise or another process's.
 UNFIT = (
     "DDIMInverseScheduler",
@@ -39,7 +39,7 @@ def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
     """The pocket models' schedule: 1000 timesteps, from the image (t = 0) to pure noise (t = 999).
 
     Raises:
-        ValueError: for a prediction type other than "epsilon" and "v_prediction".
+        ValueError: for a prediction type other than "epsilon", "v_prediction" and "sample".
     """
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(_unknown(prediction_type))
@@ -94,7 +94,7 @@ def target(
     """What the network learns to predict from x_t; arguments as in `add_noise`.
 
     Args:
-        prediction_type: "epsilon" (the noise) or "v_prediction" (v).
+        prediction_type: "epsilon" (the noise), "v_prediction" (v) or "sample" (x_0).
 
     Raises:
         ValueError: for another prediction type.
@@ -103,6 +103,8 @@ def target(
         raise ValueError(_unknown(prediction_type))
     if prediction_type == "epsilon":
         return noise
+    if prediction_type == "sample":
+        return x_0
     signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
     return signal * noise - sigma * x_0
 
@@ -120,7 +122,7 @@ def to_x0_eps(
     """The clean image and the noise (x_0, eps) that a prediction implies.
 
     From v nothing is divided, so it also holds where alphas_cumprod is 0; from epsilon, x_0 is
-    undefined there.
+    undefined there, and from x_0, eps where alphas_cumprod is 1.
 
     Args:
         pred: the network's prediction at x_t, of type `prediction_type`.
@@ -133,6 +135,8 @@ def to_x0_eps(
     signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_t.dtype)
     if prediction_type == "epsilon":
         return (x_t - sigma * pred) / signal, pred
+    if prediction_type == "sample":
+        return pred, (x_t - signal * pred) / sigma
     return signal * x_t - sigma * pred, sigma * x_t + signal * pred
 
 

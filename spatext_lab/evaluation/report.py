@@ -49,8 +49,8 @@ def evaluate(
             The judge and the CLIP that measure are always the shipped ones.
         split: of the pocket world.
         settings: sampling settings in place of the method's own.
-        masks: from a mask to the one that the method gets in its place, see `corrupted_masks`; the
-            scores are against it too. None for the true masks.
+        masks: from a mask to the one that the method gets in its place, see
+            `datasets.corrupted_masks`; the scores are against it too. None for the true masks.
         protocol: "segments", SpaText's: 1 to 3 segments by their masks; "boxes", ReCo's: all
             objects by their boxes; the method's own if not given.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spatext_lab.evaluation.corrupted_masks import CORRUPTIONS
+from spatext_lab.datasets.corrupted_masks import CORRUPTIONS
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.report import evaluate
 from spatext_lab.evaluation.tables import write

@@ -39,7 +39,8 @@ class Task:
         """The task with other masks of its regions; the truth stays as it is.
 
         Args:
-            change: from a mask to the one that is passed in its place, see `corrupted_masks`.
+            change: from a mask to the one that is passed in its place, see
+                `datasets.corrupted_masks`.
         """
         regions = [Region(r.text, mask=change(r.mask)) for r in self.scene.regions]
         return replace(self, scene=Scene(self.scene.caption, regions))

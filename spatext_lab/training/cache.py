@@ -7,19 +7,22 @@ once. Segments are kept as their coverage of the latent's cells, which is all th
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import CocoSubset
+from spatext_lab.datasets.corrupted_masks import painted
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import encode, to_tensor, to_unit
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.representation import coverage
 
 SEGMENTS = 6  # kept per image, the largest first
@@ -48,7 +51,9 @@ class Cache:
         texts: of the segments of each image, the largest first.
         embeddings: CLIP image embeddings of up to k = SEGMENTS segments; unused rows are zero.
         coverage: the segments' coverages of the latent's cells; unused rows are zero.
+        painted: the coverages of masks as people might paint them, see `corrupted_masks.painted`.
         image_embeddings: CLIP embeddings of the whole images.
+        half_latents: latents of the images at half their width and height, where asked for.
     """
 
     latents: Float[Tensor, "n c h w"]
@@ -57,7 +62,9 @@ class Cache:
     texts: list[tuple[str, ...]] | None = None
     embeddings: Float[Tensor, "n k d"] | None = None
     coverage: Float[Tensor, "n k h w"] | None = None
+    painted: Float[Tensor, "n k h w"] | None = None
     image_embeddings: Float[Tensor, "n d"] | None = None
+    half_latents: Float[Tensor, "n c h/2 w/2"] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -97,33 +104,40 @@ def coco_examples(subset: CocoSubset, size: int) -> Iterator[Example]:
 
 
 @torch.no_grad()
-def build(examples: Iterable[Example], total: int, vae, clip: Clip | None = None) -> Cache:
+def build(
+    examples: Iterable[Example], total: int, vae, clip: Clip | None = None, halves: bool = False
+) -> Cache:
     """Runs the autoencoder, and CLIP on the largest segments, over all examples once.
 
     Args:
         total: how many examples there are, for the progress bar.
         clip: embeds the segments; None to keep the scenes instead.
+        halves: also keep the latents of the images at half their width and height.
     """
-    latents, captions, scenes, segments, whole = [], [], [], [], []
+    latents, half, captions, scenes, segments, whole = [], [], [], [], [], []
     bar = Progress(total=total, desc="caching", unit="image")
     for chunk in _chunks(examples):
         images = to_tensor(e.image for e in chunk).to(vae.device)
         latents.append(encode(vae, images).cpu())
+        if halves:
+            half.append(encode(vae, F.avg_pool2d(images, 2)).cpu())
         captions += [e.captions for e in chunk]
         if clip is None:
             scenes += [e.scene for e in chunk]
         else:
             images, size = to_unit(images).to(clip.device), latents[0].shape[-2:]
             whole.append(clip.encode_images(images).cpu())
-            pairs = zip(images, chunk, strict=True)
-            segments += [_segments(image, example.scene, clip, size) for image, example in pairs]
+            for image, example in zip(images, chunk, strict=True):
+                rng = Random(f"painted/{len(segments)}")
+                segments.append(_segments(image, example.scene, clip, size, rng))
         bar.update(len(chunk))
     bar.close()
+    half = torch.cat(half) if halves else None
     if clip is None:
-        return Cache(torch.cat(latents), captions, scenes)
-    texts, embeddings, covered = zip(*segments, strict=True)
-    stacks = torch.stack(embeddings), torch.stack(covered), torch.cat(whole)
-    return Cache(torch.cat(latents), captions, None, list(texts), *stacks)
+        return Cache(torch.cat(latents), captions, scenes, half_latents=half)
+    texts, *stacks = zip(*segments, strict=True)
+    stacks = [torch.stack(each) for each in stacks]
+    return Cache(torch.cat(latents), captions, None, list(texts), *stacks, torch.cat(whole), half)
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -138,15 +152,22 @@ def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def _segments(
-    image: Tensor, scene: Scene, clip: Clip, size: tuple[int, int]
-) -> tuple[tuple[str, ...], Float[Tensor, "k d"], Float[Tensor, "k h w"]]:
-    """Texts, embeddings and coverages of the SEGMENTS largest segments, zero rows where fewer."""
-    masks = scene.visible_masks(*image.shape[-2:])
-    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:SEGMENTS]
+    image: Tensor, scene: Scene, clip: Clip, size: tuple[int, int], rng: Random
+) -> tuple[tuple[str, ...], Float[Tensor, "k d"], *tuple[Float[Tensor, "k h w"], ...]]:
+    """Texts, embeddings and coverages of the SEGMENTS largest segments, then the coverages of
+    their masks as painted by `rng`; zero rows where there are fewer."""
+    h, w = image.shape[-2:]
+    masks = scene.visible_masks(h, w)
+    seen = min(SEGMENTS, masks.any((1, 2)).sum())
+    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:seen]
+    texts, n = tuple(scene.regions[i].text for i in largest), len(largest)
     chosen = torch.from_numpy(masks[largest])
     embeddings = torch.zeros(SEGMENTS, clip.embedding_dim)
-    covered = torch.zeros(SEGMENTS, *size)
-    images = image.expand(len(chosen), *image.shape)
-    embeddings[: len(chosen)] = clip.encode_segments(images, chosen.to(image.device)).cpu()
-    covered[: len(chosen)] = coverage(chosen, size)
-    return tuple(scene.regions[i].text for i in largest), embeddings, covered
+    exact, inexact = torch.zeros(2, SEGMENTS, *size)
+    images = image.expand(n, *image.shape)
+    embeddings[:n] = clip.encode_segments(images, chosen.to(image.device)).cpu()
+    exact[:n] = coverage(chosen, size)
+    # Segments are disjoint; painted ones overlap, and then the smaller is on top.
+    regions = [Region(scene.regions[i].text, mask=painted(masks[i], rng)) for i in largest]
+    inexact[:n] = coverage(torch.from_numpy(Scene("", regions).visible_masks(h, w)), size)
+    return texts, embeddings, exact, inexact

@@ -7,11 +7,22 @@ from pathlib import Path
 
 import torch
 
+from spatext_lab import zoo
 from spatext_lab.text_to_image.base import ScenePipeline, tidy_config
 from spatext_lab.training.loop import LossAt
 from spatext_lab.training.plan import Plan, device_of
 
-__all__ = ["Job", "device_of", "save_half", "save_model"]
+__all__ = ["Job", "device_of", "part", "save_half", "save_model"]
+
+
+def part(given: Path | None, shipped: str) -> Path:
+    """The folder of a part that a recipe starts from.
+
+    Args:
+        given: a folder that another recipe wrote; None for the shipped part.
+        shipped: the part's name in the shipped model, such as "spatext/clip".
+    """
+    return zoo.folder("pocket", shipped) if given is None else zoo.folder(str(given))
 
 
 def save_half(part, folder: Path) -> None:

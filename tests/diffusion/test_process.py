@@ -35,7 +35,7 @@ from spatext_lab.diffusion import (
 from spatext_lab.diffusion.process import UNFIT
 from tests.conditions import some_condition
 
-TYPES = ["epsilon", "v_prediction"]
+TYPES = ["epsilon", "v_prediction", "sample"]
 SHAPE = (2, 3, 3)
 
 
@@ -60,6 +60,7 @@ def test_target_equals_diffusers():
     theirs = scheduler.get_velocity(x_0, noise, t)
     assert_close(target(x_0, noise, t, alphas_cumprod, "v_prediction"), theirs)
     assert torch.equal(target(x_0, noise, t, alphas_cumprod, "epsilon"), noise)
+    assert torch.equal(target(x_0, noise, t, alphas_cumprod, "sample"), x_0)
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
@@ -83,7 +84,7 @@ def test_v_holds_where_no_image_is_left():
     assert_close(to_x0_eps(pred, x_t, t, scheduler.alphas_cumprod, "v_prediction"), (x_0, noise))
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "v", ""])
+@pytest.mark.parametrize("prediction_type", ["x_0", "v", ""])
 def test_unknown_prediction_types_are_refused(prediction_type):
     x, t, alphas_cumprod = torch.zeros(1, *SHAPE), torch.tensor([0]), torch.ones(1)
     for call in (
@@ -122,9 +123,8 @@ def test_training_loss_equals_a_slow_loop(prediction_type):
     for k in range(4):
         one = Condition(condition.text[[k]], condition.null_text[[k]], condition.st_map[[k]])
         x_t = scheduler.add_noise(x_0[k], noise[k], t[k])
-        wanted = noise[k]
-        if prediction_type == "v_prediction":
-            wanted = scheduler.get_velocity(x_0[k], noise[k], t[k])
+        velocity = scheduler.get_velocity(x_0[k], noise[k], t[k])
+        wanted = {"epsilon": noise[k], "v_prediction": velocity, "sample": x_0[k]}[prediction_type]
         error = denoiser(x_t[None], t[[k]], one)[0] - wanted
         total += sum(e.item() ** 2 for e in error.flatten())
     loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
@@ -143,9 +143,8 @@ def test_weights_of_the_loss_against_a_slow_loop(prediction_type):
 
     total, plain = 0.0, 0.0
     for k in range(3):
-        wanted = noise[k]
-        if prediction_type == "v_prediction":
-            wanted = scheduler.get_velocity(x_0[k], noise[k], t[k])
+        velocity = scheduler.get_velocity(x_0[k], noise[k], t[k])
+        wanted = {"epsilon": noise[k], "v_prediction": velocity, "sample": x_0[k]}[prediction_type]
         error = 0.7 * scheduler.add_noise(x_0[k], noise[k], t[k]) - wanted
         for channel in range(SHAPE[0]):
             for y in range(SHAPE[1]):
@@ -162,18 +161,21 @@ def test_weights_of_the_loss_against_a_slow_loop(prediction_type):
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_training_loss_of_the_ideal_denoiser_of_white_noise(prediction_type):
     """For data N(0, 1) the ideal eps is sigma_t x_t with error alpha_bar_t; the ideal v is 0, with
-    error 1 at every t."""
+    error 1 at every t; the ideal x_0 is sqrt(alpha_bar_t) x_t with error 1 - alpha_bar_t."""
     scheduler = noise_schedule(prediction_type)
     b = 4000
     t = torch.arange(0, 1000).repeat(4)
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        sigma = (1 - scheduler.alphas_cumprod[t]).sqrt()[:, None, None, None]
-        return sigma * x_t if prediction_type == "epsilon" else torch.zeros_like(x_t)
+        alpha_bar = scheduler.alphas_cumprod[t][:, None, None, None]
+        factors = {"epsilon": (1 - alpha_bar).sqrt(), "sample": alpha_bar.sqrt()}
+        return factors.get(prediction_type, 0 * alpha_bar) * x_t
 
     x_0, noise = torch.randn(b, 1, 4, 4), torch.randn(b, 1, 4, 4)
     loss = training_loss(denoiser, x_0, some_condition(b), t, noise, scheduler)
-    ideal = scheduler.alphas_cumprod.mean() if prediction_type == "epsilon" else torch.tensor(1.0)
+    alpha_bar = scheduler.alphas_cumprod.mean()
+    ideals = {"epsilon": alpha_bar, "v_prediction": torch.tensor(1.0), "sample": 1 - alpha_bar}
+    ideal = ideals[prediction_type]
     assert_close(loss, ideal, rtol=0.03, atol=0)
 
 
@@ -224,8 +226,9 @@ def from_x_0(scheduler: SchedulerMixin, x_0_of: Callable[[Tensor, Tensor], Tenso
         a = alphas_cumprod[t.long()][:, None, None, None]
         x_0 = x_0_of(x_t, a)
         eps = (x_t - a**0.5 * x_0) / (1 - a) ** 0.5
-        is_v = scheduler.config.prediction_type == "v_prediction"
-        return (a**0.5 * x_t - x_0) / (1 - a) ** 0.5 if is_v else eps
+        v = (a**0.5 * x_t - x_0) / (1 - a) ** 0.5
+        kinds = {"epsilon": eps, "v_prediction": v, "sample": x_0}
+        return kinds[scheduler.config.prediction_type]
 
     return denoiser
 
@@ -364,6 +367,10 @@ def test_every_scheduler_samples_the_members_of_a_finite_data_set(name, schedule
         return ideal(x_t, t, condition)
 
     x_T = initial_noise(range(64), SHAPE).double()
+    if (name, prediction_type) == ("PNDM", "sample"):  # diffusers' has no such form
+        with pytest.raises(ValueError, match=r"prediction_type given as sample must be"):
+            list(sample(denoiser, scheduler, x_T, some_condition(64), 50))
+        return
     steps = list(sample(denoiser, scheduler, x_T, some_condition(64), 50))
     worst = 0
     for (x_t, t), step in zip(asked, steps, strict=True):

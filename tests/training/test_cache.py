@@ -2,15 +2,19 @@
 """The cache against one image at a time, and its random draws against their frequencies."""
 
 from collections import Counter
+from random import Random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from spatext_lab.clip import Clip
+from spatext_lab.datasets.corrupted_masks import painted
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import noise_schedule
-from spatext_lab.images import encode
+from spatext_lab.images import encode, to_tensor
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training import cache
 
@@ -39,6 +43,34 @@ def test_the_cache_against_one_image_at_a_time(root):
             with torch.no_grad():
                 embedding = reader.encode_segments(pixels, mask[None])[0]
             assert_close(pool.embeddings[i, k], embedding, atol=1e-4, rtol=1e-4)
+
+
+def test_painted_masks_are_disjoint_and_the_smaller_ones_on_top(root):
+    """Against one pixel at a time: it belongs to the last of the painted masks that has it."""
+    base = TextToImagePipeline.from_pretrained(root / "text-to-image")
+    reader = Clip.from_pretrained(root / "spatext" / "clip")
+    pool = cache.build(cache.pocket_examples(6), 6, base.vae, reader)
+    for i in range(6):
+        rng = Random(f"painted/{i}")
+        segments = sorted(pocket_item("train", i).segments, key=lambda s: -s.mask.sum())
+        owner = np.full((64, 64), -1)
+        for k, segment in enumerate(segments[: cache.SEGMENTS]):
+            for y, x in np.argwhere(painted(segment.mask, rng)):
+                owner[y, x] = k
+        for k in range(cache.SEGMENTS):
+            want = torch.from_numpy(owner == k).view(16, 4, 16, 4).float().mean((1, 3))
+            assert_close(pool.painted[i, k], want)
+    assert not torch.equal(pool.painted, pool.coverage)
+
+
+def test_half_latents_are_of_images_at_half_their_size(root):
+    vae = TextToImagePipeline.from_pretrained(root / "text-to-image").vae
+    pool = cache.build(cache.pocket_examples(2), 2, vae, halves=True)
+    for i in range(2):
+        half = Image.fromarray(pocket_item("train", i).image).resize((32, 32), Image.Resampling.BOX)
+        with torch.no_grad():
+            want = encode(vae, to_tensor([np.asarray(half)]))[0]
+        assert_close(pool.half_latents[i], want, atol=0.05, rtol=0)  # PIL rounds to 8 bits
 
 
 def test_captions_are_drawn_uniformly():

@@ -24,6 +24,7 @@ from spatext_lab.training.recipes.spatext import (
     BATCH,
     COUNT,
     DROP,
+    EXACT,
     MIN_AREA,
     base_parts,
     training_examples,
@@ -60,13 +61,15 @@ def make(
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
         captions = pool.draw_captions(index, generator)
-        chosen = choose_segments(pool.coverage[index], COUNT, least, generator)
+        exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
+        covered = torch.where(exact, pool.coverage[index], pool.painted[index])
+        chosen = choose_segments(covered, COUNT, least, generator)
         texts = [
             [text for text, on in zip(pool.texts[i], row, strict=False) if on]  # rows are padded
             for i, row in zip(index.tolist(), chosen.tolist(), strict=True)
         ]
         condition = model.encode_captions([*map(model.caption, captions, texts)])
-        covered = (pool.coverage[index] * chosen[..., None, None]).to(model.device)
+        covered = (covered * chosen[..., None, None]).to(model.device)
         st_map = model.paint(pool.embeddings[index].to(model.device), covered, captions)
         drop = (torch.rand(2, BATCH, generator=generator) < DROP).to(model.device)
         condition = drop_conditions(replace(condition, st_map=st_map), *drop)

@@ -24,7 +24,7 @@ from spatext_lab.spatext.representation import training_map
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, MIN_AREA, SCENES
+from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, EXACT, MIN_AREA, SCENES
 from spatext_lab.training.recipes.text_to_image import new_unet
 
 
@@ -38,15 +38,18 @@ def make(plan: Plan, device: str) -> Job:
     channels, d = fold.config.block_out_channels[-1], clip.embedding_dim
     unet = new_unet(channels + d, channels, d).to(memory_format=torch.channels_last)
     limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
-    model = SpaTextPipeline(unet, fold, noise_schedule(), clip, prior=prior, **limits)
+    # The network predicts x_0: of v's 48 channels a cell, most is noise that no network of this
+    # width can pass on, and what it misses stays in the image as speckle.
+    model = SpaTextPipeline(unet, fold, noise_schedule("sample"), clip, prior=prior, **limits)
     pool = cache.build(cache.pocket_examples(SCENES), SCENES, fold, clip)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
         state = caption_state(pool.image_embeddings[index])
-        segments = pool.embeddings[index], pool.coverage[index]
-        st_map = training_map(*segments, COUNT, MIN_AREA, generator)
+        exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
+        covered = torch.where(exact, pool.coverage[index], pool.painted[index])
+        st_map = training_map(pool.embeddings[index], covered, COUNT, MIN_AREA, generator)
         condition = Condition(state, torch.zeros_like(state), st_map)
         drop = torch.rand(2, BATCH, generator=generator) < DROP
         condition = drop_conditions(condition, *drop).to(model.device)

@@ -56,8 +56,10 @@ def test_the_loss_is_the_readmes_equation(root):
     generator = torch.Generator().manual_seed(3)
     index = torch.randint(len(pool), (spatext.BATCH,), generator=generator)
     condition = base.encode_captions(pool.draw_captions(index, generator))
-    segments = pool.embeddings[index], pool.coverage[index]
-    st_map = training_map(*segments, spatext.COUNT, spatext.MIN_AREA, generator)
+    exact = torch.rand(spatext.BATCH, 1, 1, 1, generator=generator) < spatext.EXACT
+    covered = exact * pool.coverage[index] + ~exact * pool.painted[index]
+    embeddings = pool.embeddings[index]
+    st_map = training_map(embeddings, covered, spatext.COUNT, spatext.MIN_AREA, generator)
     drop = torch.rand(2, spatext.BATCH, generator=generator) < spatext.DROP
     condition = drop_conditions(replace(condition, st_map=st_map), *drop)
     x_0 = pool.latents[index]
