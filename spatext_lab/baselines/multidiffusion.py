@@ -56,7 +56,7 @@ class MultiDiffusionPipeline(TextToImagePipeline):
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         scheduler: SchedulerMixin,
-        bootstrapping: float = 0.3,
+        bootstrapping: float = 0.5,
     ) -> None:
         super().__init__(unet, vae, text_encoder, tokenizer, scheduler)
         if not 0 <= bootstrapping <= 1:

@@ -11,6 +11,7 @@ from PIL import Image
 from spatext_lab import zoo
 from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.gligen import GligenPipeline
+from spatext_lab.baselines.layout_guidance import LayoutGuidancePipeline
 from spatext_lab.baselines.multidiffusion import MultiDiffusionPipeline
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
@@ -158,6 +159,7 @@ _digits = _pipeline(DigitCoordinatesPipeline, "reco-digits")
 _gligen = _pipeline(GligenPipeline, "gligen")
 _text = _pipeline(TextToImagePipeline, "text-to-image")
 _multidiffusion = _pipeline(MultiDiffusionPipeline, "text-to-image")
+_layout = _pipeline(LayoutGuidancePipeline, "text-to-image")
 _regional = _pipeline(RegionalAttentionPipeline, "text-to-image")
 
 METHODS = {
@@ -188,6 +190,10 @@ METHODS = {
         "MultiDiffusion", _multidiffusion, JOINT, passes_for=MultiDiffusionPipeline.passes
     ),
     "regional-attention": Method("regional cross-attention", _regional, JOINT),
+    # In 3 of the 10 steps 5 moves, each a pass forward and one back.
+    "layout-guidance": Method(
+        "layout guidance", _layout, JOINT, passes_for=lambda scene: 5 if scene.regions else 2
+    ),
     "autoencoder": Method("the true image, through the autoencoder", _autoencoder, {}),
     "true": Method("the true image", _true, {}),
 }

@@ -173,7 +173,7 @@ def test_every_method_gives_a_whole_report(root, method):
     assert report["frechet_distance"] > -1e-6
     regions = np.mean([len(task.scene.regions) for task in tasks(3, seed=2)])
     passes = {"multi-scale": 3, "true": None, "autoencoder": None}
-    passes |= {"multidiffusion": 2 * (regions + 1)}
+    passes |= {"multidiffusion": 2 * (regions + 1), "layout-guidance": 5}
     assert report["passes"] == pytest.approx(passes.get(method, 2))
     assert report["seconds_per_picture"] >= 0
     assert json.loads(json.dumps(report)) == report
