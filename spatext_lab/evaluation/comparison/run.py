@@ -20,7 +20,7 @@ from spatext_lab.evaluation.comparison.images import Order
 from spatext_lab.evaluation.comparison.scenes import SPLIT, SceneSet, scene_sets
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
-from spatext_lab.scene import files
+from spatext_lab.scene import Scene, files
 
 _NAME = "compare"
 
@@ -128,7 +128,8 @@ def _measured(
     for method in methods:
         made = images.read(order, method)
         values, extra = _values(sets, made, judge, clip, protocol, METHODS[method].settings)
-        rows.append(_row(method, values, extra, found[method], len(sets[0].todo)))
+        asked = [task.scene for task in sets[0].todo]
+        rows.append(_row(method, values, extra, found[method], asked))
         if reference is None:
             reference = values
         else:
@@ -161,14 +162,18 @@ def _values(
 
 
 def _row(
-    method: str, values: scores.Values, extra: dict, found: dict[str, Any], scenes: int
+    method: str,
+    values: scores.Values,
+    extra: dict,
+    found: dict[str, Any],
+    asked: Sequence[Scene],
 ) -> dict[str, Any]:
     """A method's row of the table."""
     one, main = METHODS[method], "scenes "
     unread = [key for key in found["unread"] if key.startswith(main)]
-    row = {"name": one.what, "method": method, "scenes": scenes - len(unread)}
+    row = {"name": one.what, "method": method, "scenes": len(asked) - len(unread)}
     row |= {"unread": len(unread), "why": next(iter(found["unread"].values()), None)}
-    row |= scores.summary(values) | extra | {"passes": one.passes}
+    row |= scores.summary(values) | extra | {"passes": one.passes(asked)}
     row |= {name: found[name] for name in ("seconds_per_picture", "peak_memory_mb")}
     return row | {"settings": one.settings}
 
