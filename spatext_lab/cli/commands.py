@@ -178,6 +178,30 @@ def tour(args: argparse.Namespace) -> int:
     return 0
 
 
+def study_make(args: argparse.Namespace) -> int:
+    """Writes the page of a blind study, and its key."""
+    from spatext_lab.widgets import study_page
+
+    pairs = study_page.make(**given(args))
+    questions = sum(len(pair.questions) for pair in pairs)
+    print(f"{len(pairs)} pairs, {questions} questions")
+    print(f"{args.out / 'study.html'}: for the raters")
+    print(f"{args.out / 'key.json'}: for you alone")
+    return 0
+
+
+def study_collect(args: argparse.Namespace) -> int:
+    """Prints what the raters of a blind study preferred."""
+    from spatext_lab.evaluation.study.report import collect
+
+    report = collect(args.paths, **given(args))
+    print(report.to_markdown(), end="")
+    if args.out:
+        report.save(args.out)
+        print(args.out / "study.md")
+    return 0 if report.reading.answers else complain("no answer to this study; see above", 1)
+
+
 # --- helpers --------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,8 @@ def build_parser() -> Parser:
         _add_tour,
     ):
         add(to)
+    study = to.add_parser("study", help="a blind study", **_epilog("study make --help"))
+    _add_study(study.add_subparsers(metavar="STEP", required=True))
     return parser
 
 
@@ -213,6 +215,20 @@ def _add_tour(to: Any) -> None:
     command = _command(to, commands.tour, "tour", what, "tour --out outputs/tour")
     found = options("spatext_lab.tour", "run")
     _add_flags(command, {name: each for name, each in found.items() if name != "budget"})
+
+
+def _add_study(to: Any) -> None:
+    what = "write study.html for the raters, and key.json, which they do not get"
+    example = "study make --methods spatext text --scenes 32 --out outputs/study"
+    make = _command(to, commands.study_make, "make", what, example)
+    found = options("spatext_lab.widgets.study_page", "make")
+    _add_flags(make, found)
+    what = "sum up answers: shares with intervals, majorities, agreement, answers needed"
+    example = "study collect anna.json ben.json --key outputs/study/key.json --out outputs/result"
+    collect = _command(to, commands.study_collect, "collect", what, example)
+    collect.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="of answers")
+    _add_flags(collect, _of("spatext_lab.evaluation.study.report", "collect", "key width"))
+    collect.add_argument("--out", type=Path, metavar="DIR", help="also write study.md and .json")
 
 
 def _add_model(add: Any) -> None:

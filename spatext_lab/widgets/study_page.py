@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A blind study as one HTML file for a class: no kernel, no network, answers as a file.
+
+`spatext-lab study make` writes study.html, which everybody gets, and key.json, which nobody gets.
+The page has the images as x and y, in random order, encoded anew without their names and
+settings; no name of a method is in it. Not hidden is what can be seen: whoever knows how a
+method's images look will know them, and who has the seed and the methods can make them anew. The
+answers stay in the browser until they are saved as a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from spatext_lab.evaluation.study.pairs import Pair, blind
+from spatext_lab.scene import Scene, files
+from spatext_lab.widgets.sources import script, style
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def page(sheet: dict[str, Any]) -> str:
+    """A study's HTML.
+
+    Args:
+        sheet: what `blind` returns.
+    """
+    # No text can end the script: there is no "<" in it but as an escape.
+    data = json.dumps(sheet).replace("<", "\\u003c")
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Which image?</title>\n<style>\n{style('study')}</style>\n"
+        '<body class="sx-alone">\n<main class="sx sx-study">This page needs scripts.</main>\n'
+        f'<script type="module">\n{script("study")}\n'
+        f'begin(document.querySelector("main"), {data});\n</script>\n</body>\n</html>\n'
+    )
+
+
+def make(
+    out: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    images: Sequence[Path] | None = None,
+    scenes: int = 32,
+    seed: int = 0,
+    model: str = "pocket",
+) -> list[Pair]:
+    """Write study.html and key.json.
+
+    Args:
+        out: folder to write them in.
+        methods: two names of `evaluate`'s methods, whose images are sampled.
+        images: in place of methods, two folders with images of the same names; the scene of
+            a.png is read from a.json in either of them, see `Scene.save`.
+        scenes: number of scenes, of those that `evaluate` uses.
+        seed: of the first image, and of sides.
+        model: pocket, or a folder with its layout.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: not two methods or two folders, folders without a name in common, the key of
+            another study in `out`.
+    """
+    if sorted((len(methods or ()), len(images or ()))) != [0, 2]:
+        found = f"methods is {methods}, images is {images}"
+        raise ValueError(f"{found}: pass two names of methods, or two folders of images")
+    pairs = _sampled(methods, scenes, seed, model) if methods else _found(*images)
+    sheet, key = blind(pairs, seed)
+    key.save(out / "key.json")
+    files.write(out / "study.html", page(sheet))
+    return pairs
+
+
+def _sampled(methods: Sequence[str], scenes: int, seed: int, model: str) -> list[Pair]:
+    """Images of two methods for the same scenes from the same seeds."""
+    from spatext_lab.evaluation.methods import METHODS
+    from spatext_lab.evaluation.report import sampled
+    from spatext_lab.evaluation.tasks import layout_tasks, tasks
+
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or len(set(methods)) < 2:
+        raise ValueError(f"methods is {list(methods)}; pass two of {', '.join(METHODS)}")
+    boxes = any(METHODS[name].protocol == "boxes" for name in methods)
+    todo = list(layout_tasks(scenes) if boxes else tasks(scenes, seed))
+    columns = {}
+    for name in methods:
+        sampler = METHODS[name].load(model, METHODS[name].settings)
+        columns[name] = sampled(sampler, todo, seed, name)
+    return [
+        Pair(task.scene, {name: columns[name][k] for name in methods})
+        for k, task in enumerate(todo)
+    ]
+
+
+def _found(first: Path, second: Path) -> list[Pair]:
+    """The images of two folders that have the same name, with their scenes."""
+    shared = sorted(_names(first) & _names(second))
+    if not shared:
+        raise ValueError(f"{first} and {second} have no images ({' '.join(SUFFIXES)}) of one name")
+    keys = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    pairs = []
+    for name in shared:
+        there = (folder / name for folder in (first, second))
+        opened = {key: Image.open(path) for key, path in zip(keys, there, strict=True)}
+        notes = [(folder / name).with_suffix(".json") for folder in (first, second)]
+        scene = next((Scene.load(note) for note in notes if note.exists()), Scene(""))
+        pairs.append(Pair(scene, opened))
+    return pairs
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
