@@ -20,6 +20,7 @@ from spatext_lab.scene import Region, Scene
 COMMANDS = (
     *("", "doctor", "data", "data pocket", "data coco"),
     *("scene", "train", "sample", "evaluate", "ablation", "tour"),
+    *("study", "study make", "study collect"),
 )
 
 

@@ -193,5 +193,6 @@ def outlines(scene: Scene, shape: tuple[int, int], size: int = LARGEST) -> Image
 def _encoded(image: Image.Image) -> str:
     shown = enlarged(image, LARGEST) if max(image.size) > LARGEST else image
     lossless = image.mode == "RGBA" or max(image.size) <= LOSSLESS
-    shown.save(buffer := io.BytesIO(), format="WEBP", lossless=lossless, quality=90, method=0)
+    effort = 0 if lossless else 90  # without a loss, what WebP calls quality is only its patience
+    shown.save(buffer := io.BytesIO(), format="WEBP", lossless=lossless, quality=effort)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
