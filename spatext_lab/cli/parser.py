@@ -10,7 +10,6 @@ by Ctrl-C, 141 nobody reads the output any more.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from spatext_lab import __version__
-from spatext_lab.cli import commands
+from spatext_lab.cli import commands, values
 from spatext_lab.cli.commands import complain, shown
 from spatext_lab.training.options import Option, names, options
 from spatext_lab.training.recipes import RECIPES
-
-_LARGEST = 10**9  # of a count
-_LAST_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,9 +117,9 @@ def _add_data_pocket(to: Any) -> None:
     example = "data pocket --out outputs/pocket-coco --train 256 --val 64"
     add = _command(to, commands.data_pocket, "pocket", what, example).add_argument
     add("--out", type=Path, required=True, metavar="DIR")
-    add("--train", type=_count, default=256, metavar="N", help="training scenes (256)")
-    add("--val", type=_count, default=64, metavar="N", help="validation scenes (64)")
-    add("--seed", type=_seed, default=0, metavar="N", help="another seed, other scenes (0)")
+    add("--train", type=values.count, default=256, metavar="N", help="training scenes (256)")
+    add("--val", type=values.count, default=64, metavar="N", help="validation scenes (64)")
+    add("--seed", type=values.seed, default=0, metavar="N", help="another seed, other scenes (0)")
 
 
 def _add_data_coco(to: Any) -> None:
@@ -172,7 +168,7 @@ def _add_sample(to: Any) -> None:
     add("--out", type=Path, required=True, metavar="PNG")
     wanted = "seed num_inference_steps guidance_scale region_guidance_scale"
     _add_flags(command, _of("spatext_lab.spatext.pipeline", "SpaTextPipeline.__call__", wanted))
-    add("--steps", type=_renamed, help=argparse.SUPPRESS)
+    add("--steps", type=values.renamed, help=argparse.SUPPRESS)
     _add_model(add)
 
 
@@ -265,59 +261,23 @@ def _add_flags(
     for name, option in found.items():
         words = (before or {}).get(name, "") + option.help
         if option.default not in (None, False):
-            values = option.default if isinstance(option.default, tuple) else (option.default,)
-            words += f" ({' '.join(map(str, values))})"
+            usual = option.default if isinstance(option.default, tuple) else (option.default,)
+            words += f" ({' '.join(map(str, usual))})"
         how: dict[str, Any] = {"help": words.replace("%", "%%"), "default": argparse.SUPPRESS}
         how["required"] = option.required
         if option.kind == "bool":
             how |= {"action": "store_true"}
         else:
-            how |= {"type": _TYPES[option.kind], "nargs": option.number}
+            how |= {"type": values.TYPES[option.kind], "nargs": option.number}
             if option.choices:
                 how["choices"] = option.choices
             elif option.number != 2:
-                how["metavar"] = _METAVARS[option.kind]
+                how["metavar"] = values.METAVARS[option.kind]
             else:
                 how["metavar"] = ("MIN", "MAX")
         if name == "seed":
-            how["type"] = _seed
+            how["type"] = values.seed
         elif name == "licences":
-            how["type"] = _licence
+            how["type"] = values.licence
         command.add_argument(f"--{name.replace('_', '-')}", **how)
     command.set_defaults(flags=tuple(found))
-
-
-def _whole(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number, {low} to {high}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1, _LARGEST)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0, _LAST_SEED)
-
-
-def _licence(text: str) -> int | str:
-    return text if text == "all" else _whole(text, 1, 8)
-
-
-def _real(text: str) -> float:
-    try:
-        value = float(text) if len(text) < 40 else math.nan
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a finite number")
-    return value
-
-
-def _renamed(text: str) -> Any:
-    raise argparse.ArgumentTypeError("denoising steps are --num-inference-steps")
-
-
-_TYPES = {"int": _count, "float": _real, "str": str, "Path": Path}
-_METAVARS = {"int": "N", "float": "X", "str": "NAME", "Path": "PATH"}

@@ -102,7 +102,7 @@ def _sampled(methods: Sequence[str], scenes: int, seed: int, model: str) -> list
 
 def _found(first: Path, second: Path) -> list[Pair]:
     """The images of two folders that have the same name, with their scenes."""
-    shared = sorted(_names(first) | _names(second))
+    shared = sorted(_names(first) & _names(second))
     if not shared:
         raise ValueError(f"{first} and {second} have no images ({' '.join(SUFFIXES)}) of one name")
     keys = (first.name, second.name) if first.name != second.name else (str(first), str(second))
