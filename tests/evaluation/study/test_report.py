@@ -117,7 +117,7 @@ def test_the_files_have_the_shares_and_the_problems(tmp_path):
     report.save(tmp_path / "out")
     text = (tmp_path / "out" / "study.md").read_text()
     assert text == report.to_markdown() == report._repr_markdown_()
-    assert "| Which image fits the regions better? | 40 | 2 | 1.000 (0.912-1.000) |" in text
+    assert "| Which image fits the regions better? | 40 | 2 | 1.000 [0.912, 1.000] |" in text
     assert "Not counted: 30 damaged." in text
     assert text.count("answers.jsonl, line") == 20
     assert "and 10 more" in text
