@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test browser lab lint format wheel notebooks house api tables clean moved
+.PHONY: help setup tour models test browser lab lint format wheel notebooks house api tables clean moved
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
@@ -26,6 +26,9 @@ setup: $(STAMP)  ## .venv with the exact set of constraints.txt (others call it)
 
 tour: $(STAMP)  ## every step with pictures, under 5 minutes; COCO=DIR adds real photos
 	@$(CLI) tour --out outputs/tour $(if $(COCO),--coco "$(COCO)")
+
+models: $(STAMP)  ## train every model from its first step into outputs/models; goes on where it was stopped
+	@$(CLI) train all --out outputs/models
 
 lab: $(STAMP)  ## JupyterLab at the first notebook
 	@$(PY) -m jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(firstword $(NOTEBOOKS))

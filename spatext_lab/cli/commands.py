@@ -95,11 +95,20 @@ def scene(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Trains a recipe."""
-    from spatext_lab.training import run as training
+    """Trains a recipe, or all of them."""
+    options = given(args)
+    if args.recipe != "all":
+        from spatext_lab.training import run as training
 
-    training.run(args.recipe, **given(args))
-    return 0
+        training.run(args.recipe, **options)
+        return 0
+    from spatext_lab.training import everything
+
+    if wrong := sorted(options.keys() - {"out", "only", "steps", "workers", "device"}):
+        flag = wrong[0].replace("_", "-")
+        raise ValueError(f"--{flag} is an option of single recipes; leave it out with all")
+    failed = everything.train_all(options.pop("out", Path("outputs/models")), **options)
+    return 1 if failed else 0
 
 
 def sample(args: argparse.Namespace) -> int:

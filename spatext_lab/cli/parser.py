@@ -148,9 +148,11 @@ def _add_train(to: Any) -> None:
     what = "train a model by its recipe; shows the expected time first"
     example = "train spatext --steps 200 --out outputs/spatext"
     command = _command(to, commands.train, "train", what, example)
-    command.add_argument("recipe", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
+    known = [*RECIPES, "all"]
+    command.add_argument("recipe", choices=known, metavar="RECIPE", help=", ".join(known))
     found = _of("spatext_lab.training.run", "run", "steps seed out resume device")
-    recipes: dict[str, list[str]] = {}
+    found |= _of("spatext_lab.training.everything", "train_all", "only workers")
+    recipes: dict[str, list[str]] = {"only": ["all"], "workers": ["all"]}
     for recipe in RECIPES.values():
         for name, option in recipe.options.items():
             found.setdefault(name, option)

@@ -107,6 +107,15 @@ def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dic
     return record, tensors
 
 
+def record(folder: Path) -> dict | None:
+    """What is noted of a run: done, losses, seconds, plan; None without a readable checkpoint."""
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            return json.loads((file.metadata() or {}).get("record", "null"))
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """The record and the tensors of a checkpoint whose checksum is right."""
     try:

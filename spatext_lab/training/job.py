@@ -15,14 +15,15 @@ from spatext_lab.training.plan import Plan, device_of
 __all__ = ["Job", "device_of", "part", "save_half", "save_model"]
 
 
-def part(given: Path | None, shipped: str) -> Path:
+def part(given: Path | None, name: str, model: str = "pocket") -> Path:
     """The folder of a part that a recipe starts from.
 
     Args:
-        given: a folder that another recipe wrote; None for the shipped part.
-        shipped: the part's name in the shipped model, such as "spatext/clip".
+        given: a folder that another recipe wrote; None for the model's own part.
+        name: the part's name in the model, such as "spatext/clip".
+        model: see `zoo.folder`.
     """
-    return zoo.folder("pocket", shipped) if given is None else zoo.folder(str(given))
+    return zoo.folder(model, name) if given is None else zoo.folder(str(given))
 
 
 def save_half(part, folder: Path) -> None:

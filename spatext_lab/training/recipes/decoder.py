@@ -12,11 +12,10 @@ from diffusers import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor
 
-from spatext_lab import zoo
 from spatext_lab.datasets.pocket.paintskills import SKILLS, SPLITS, skill_item
 from spatext_lab.images import to_tensor
 from spatext_lab.training.cache import pocket_images
-from spatext_lab.training.job import Job, save_half
+from spatext_lab.training.job import Job, part, save_half
 from spatext_lab.training.plan import Plan
 
 WIDTH = 64  # channels; the autoencoder's first decoder has half of them, and blurs small objects
@@ -25,27 +24,29 @@ FIRST = 200_000  # scenes that the autoencoder was not trained on
 LATENT_NOISE = 0.05  # makes the decoder robust to the small errors of a sampler
 
 
-def make(plan: Plan, device: str) -> Job:
-    """The squared error of decoded latents; the encoder is frozen."""
+def make(plan: Plan, device: str, *, vae: Path | None = None) -> Job:
+    """The squared error of decoded latents; the encoder is frozen.
+
+    Args:
+        vae: the folder of the autoencoder whose decoder is widened; the shipped one if not given.
+    """
     torch.manual_seed(plan.seed)
-    old = AutoencoderTiny.from_pretrained(
-        zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
-    )
-    vae = widened(old, WIDTH).to(memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
+    old = AutoencoderTiny.from_pretrained(part(vae, "text-to-image/vae"), torch_dtype=torch.float32)
+    model = widened(old, WIDTH).to(memory_format=torch.channels_last)
+    model.encoder.requires_grad_(False)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        images = batch(step).to(vae.device).contiguous(memory_format=torch.channels_last)
-        z = vae.encoder(images)
+        images = batch(step).to(model.device).contiguous(memory_format=torch.channels_last)
+        z = model.encoder(images)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
-        return (vae.decoder(z + LATENT_NOISE * noise) - images).square().mean()
+        return (model.decoder(z + LATENT_NOISE * noise) - images).square().mean()
 
     def save(folder: Path) -> None:
-        save_half(vae, folder)
+        save_half(model, folder)
 
     last = FIRST + plan.steps * SCENES - 1
     data = f"pocket scenes train {FIRST}-{last} and {plan.steps} of each skill; encoder unchanged"
-    return Job(vae, loss_at, save, plan, data)
+    return Job(model, loss_at, save, plan, data)
 
 
 def batch(step: int) -> Float[Tensor, "b 3 h w"]:

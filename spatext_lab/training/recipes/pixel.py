@@ -5,10 +5,11 @@ The paper fine-tunes a decoder that was trained without maps. This one is traine
 first step: one run instead of two.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import (
     Condition,
@@ -22,26 +23,31 @@ from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import training_map
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job, device_of, save_model
+from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, EXACT, MIN_AREA, SCENES
 from spatext_lab.training.recipes.text_to_image import new_unet
 
 
-def make(plan: Plan, device: str) -> Job:
-    """The diffusion loss in pixel space; caption embedding and map dropped, 10 % each."""
+def make(plan: Plan, device: str, *, clip: Path | None = None, prior: Path | None = None) -> Job:
+    """The diffusion loss in pixel space; caption embedding and map dropped, 10 % each.
+
+    Args:
+        clip: the folder of the CLIP that embeds segments and texts; the shipped one if not given.
+        prior: the folder of the prior; the shipped one if not given.
+    """
     torch.manual_seed(plan.seed)
     where = device_of(device)
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(where)
-    prior = DiffusionPrior.from_pretrained(zoo.folder("pocket", "spatext/prior")).to(where)
+    reader = Clip.from_pretrained(part(clip, "spatext/clip")).to(where)
+    learned = DiffusionPrior.from_pretrained(part(prior, "spatext/prior")).to(where)
     fold = PixelFold()
-    channels, d = fold.config.block_out_channels[-1], clip.embedding_dim
+    channels, d = fold.config.block_out_channels[-1], reader.embedding_dim
     unet = new_unet(channels + d, channels, d).to(memory_format=torch.channels_last)
     limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
     # The network predicts x_0: of v's 48 channels a cell, most is noise that no network of this
     # width can pass on, and what it misses stays in the image as speckle.
-    model = SpaTextPipeline(unet, fold, noise_schedule("sample"), clip, prior=prior, **limits)
-    pool = cache.build(cache.pocket_examples(SCENES), SCENES, fold, clip)
+    model = SpaTextPipeline(unet, fold, noise_schedule("sample"), reader, prior=learned, **limits)
+    pool = cache.build(cache.pocket_examples(SCENES), SCENES, fold, reader)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prior of the pocket CLIP: text to image embeddings, by diffusion and by ridge regression."""
 
+from pathlib import Path
+
 import torch
 from diffusers import PriorTransformer
 from jaxtyping import Float
 from torch import Tensor
 
-from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
@@ -14,7 +15,7 @@ from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor, to_unit
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser, text_condition
 from spatext_lab.training.cache import draw_noise
-from spatext_lab.training.job import Job, device_of, save_half
+from spatext_lab.training.job import Job, device_of, part, save_half
 from spatext_lab.training.loop import Plan
 
 BATCH, SCENES, DROP = 256, 12_000, 0.1
@@ -50,13 +51,17 @@ def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
     return torch.cat(text).cpu(), torch.cat(image).cpu()
 
 
-def make(plan: Plan, device: str) -> Job:
-    """The diffusion loss on image embeddings given their texts'; one text in ten is dropped."""
+def make(plan: Plan, device: str, *, clip: Path | None = None) -> Job:
+    """The diffusion loss on image embeddings given their texts'; one text in ten is dropped.
+
+    Args:
+        clip: the folder of the CLIP whose embeddings are learned; the shipped one if not given.
+    """
     torch.manual_seed(plan.seed)
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")).to(device_of(device))
-    text, image = pairs(clip, SCENES)
+    reader = Clip.from_pretrained(part(clip, "spatext/clip")).to(device_of(device))
+    text, image = pairs(reader, SCENES)
     line = LinearPrior.fit(text, image)
-    prior = DiffusionPrior(new_transformer(clip.embedding_dim), noise_schedule(), line)
+    prior = DiffusionPrior(new_transformer(reader.embedding_dim), noise_schedule(), line)
     prior.transformer.clip_mean.requires_grad_(False).copy_(image.mean(0))
     prior.transformer.clip_std.requires_grad_(False).copy_(image.std(0))
     denoiser, x_0 = PriorDenoiser(prior.transformer), prior.normalize(image)

@@ -21,7 +21,7 @@ from spatext_lab.spatext.widen import widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
-from spatext_lab.training.job import Job, device_of, save_model
+from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
 
 BATCH, SCENES, DROP = 16, 24_000, 0.1
@@ -39,6 +39,8 @@ def make(
     *,
     data: Path | None = None,
     base: str = "pocket",
+    clip: Path | None = None,
+    prior: Path | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss with training maps; caption and map dropped independently, 10 % each.
@@ -50,27 +52,35 @@ def make(
         base: the model that has the text-to-image pipeline to widen, and the CLIP: "pocket", "sd15"
             or a folder with their layout. The folder of one pipeline is widened with the pocket's
             CLIP.
+        clip: the folder of the CLIP that embeds segments and texts, where it is not the base's.
+        prior: the folder of the prior, where it is not the base's.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     least = choice.get("min_area", MIN_AREA)
-    model = widened(*base_parts(base, device_of(device)), least)
+    model = widened(*base_parts(base, device_of(device), clip, prior), least)
     examples, total, phrase = training_examples(data, model.image_size, **choice)
     halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents keeps to it
     pool = cache.build(examples, total, model.vae, model.clip, halves)
     return fine_tune(model, pool, plan, phrase)
 
 
-def base_parts(base: str, device: str) -> tuple[TextToImagePipeline, Clip, DiffusionPrior | None]:
-    """The text-to-image pipeline to start from, its CLIP, and its prior where it has one."""
+def base_parts(
+    base: str, device: str, clip: Path | None = None, prior: Path | None = None
+) -> tuple[TextToImagePipeline, Clip, DiffusionPrior | None]:
+    """The text-to-image pipeline to start from, its CLIP, and its prior where it has one.
+
+    Args:
+        clip, prior: folders to read in place of the base's own.
+    """
     start = TextToImagePipeline.from_pretrained(zoo.folder(base, "text-to-image")).to(device)
     home = "pocket" if (Path(base) / "model_index.json").is_file() else base
-    clip = Clip.from_pretrained(zoo.folder(home, "spatext/clip")).to(device)
+    reader = Clip.from_pretrained(part(clip, "spatext/clip", home)).to(device)
     try:
-        prior = DiffusionPrior.from_pretrained(zoo.folder(home, "spatext/prior")).to(device)
+        place = part(prior, "spatext/prior", home)
     except FileNotFoundError:  # then the text embeddings themselves are used
-        prior = None
-    return start, clip, prior
+        return start, reader, None
+    return start, reader, DiffusionPrior.from_pretrained(place).to(device)
 
 
 def widened(

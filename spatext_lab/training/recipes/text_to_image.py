@@ -9,6 +9,7 @@ The text encoder starts as the pocket CLIP's text transformer, as Stable Diffusi
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
 from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, training_loss
@@ -25,7 +25,7 @@ from spatext_lab.images import encode, to_tensor
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training.cache import draw_noise
-from spatext_lab.training.job import Job, device_of, save_model
+from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
 
 SMALL_STEPS = 5400  # of the first stage
@@ -101,27 +101,30 @@ def new_unet(in_channels: int, out_channels: int, text_width: int) -> PocketUNet
     )
 
 
-def new_pipeline() -> TextToImagePipeline:
-    """The shipped autoencoder, the pocket CLIP's text transformer and a U-Net of random weights."""
-    clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-    text_encoder, tokenizer = clip.text_transformer(CAPTION), clip.tokenizer
+def new_pipeline(vae: Path | None = None, clip: Path | None = None) -> TextToImagePipeline:
+    """An autoencoder, a CLIP's text transformer and a U-Net of random weights; see `make`."""
+    reader = Clip.from_pretrained(part(clip, "spatext/clip"))
+    text_encoder, tokenizer = reader.text_transformer(CAPTION), reader.tokenizer
     tokenizer.model_max_length = CAPTION
-    vae = AutoencoderTiny.from_pretrained(
-        zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
+    autoencoder = AutoencoderTiny.from_pretrained(
+        part(vae, "text-to-image/vae"), torch_dtype=torch.float32
     )
     unet = new_unet(4, 4, text_encoder.config.hidden_size)
-    return TextToImagePipeline(unet, vae, text_encoder, tokenizer, noise_schedule())
+    return TextToImagePipeline(unet, autoencoder, text_encoder, tokenizer, noise_schedule())
 
 
-def make(plan: Plan, device: str) -> Job:
+def make(plan: Plan, device: str, *, vae: Path | None = None, clip: Path | None = None) -> Job:
     """The diffusion loss on views that are rendered without end; one caption in ten is dropped.
 
     Args:
         plan: the run's length and rate; where it stops has no effect on the steps before it.
         device: "cpu", or "auto" for a GPU where there is one.
+        vae: the autoencoder's folder; the shipped one if not given.
+        clip: the folder of the CLIP whose text transformer is the start of the text encoder; the
+            shipped one if not given.
     """
     torch.manual_seed(plan.seed)
-    model = new_pipeline()
+    model = new_pipeline(vae, clip)
     unet, scheduler = model.unet, model.scheduler
     model.vae.to(device_of(device))
 

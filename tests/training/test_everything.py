@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All models by one command: order, times, interruption, failure, and the same bits again."""
+
+import pytest
+
+from spatext_lab import zoo
+from spatext_lab.training import checkpoint, everything
+from spatext_lab.training import run as run_module
+from spatext_lab.training.everything import (
+    STAGES,
+    Stage,
+    expected_hours,
+    is_complete,
+    is_interrupted,
+    train_all,
+)
+
+CHEAP = ("autoencoder", "decoder")
+
+
+def test_a_stage_comes_after_what_it_needs():
+    seen = set()
+    for stage in STAGES:
+        assert set(stage.parts.values()) <= seen
+        assert set(stage.parts) <= set(stage.job.options)
+        seen.add(stage.name)
+
+
+def test_every_folder_of_the_shipped_model_has_a_stage():
+    shipped = {path.parent.name for path in zoo.folder("pocket").glob("*/card.json")}
+    assert shipped
+    assert shipped <= {stage.name for stage in STAGES}
+
+
+class Timed(Stage):
+    """A stage of known length."""
+
+    def hours(self, most):
+        return float(self.recipe)
+
+
+@pytest.mark.parametrize(("workers", "hours"), [(1, 10.0), (2, 6.0), (9, 6.0)])
+def test_the_expected_time_is_that_of_the_schedule(workers, hours):
+    """By hand: a row of 1 and 5 hours, one of 2 and 2 beside it, and an hour that needs both."""
+    first = Timed("a", recipe="1"), Timed("b", {"vae": "a"}, "5")
+    second = Timed("c", recipe="2"), Timed("d", {"vae": "c"}, "2")
+    assert expected_hours([*first, *second], workers) == hours
+    last = Timed("e", {"vae": "b", "clip": "d"}, "1")
+    assert expected_hours([*first, *second, last], workers) == hours + 1
+
+
+def test_a_short_chain_twice_gives_the_same_bits(tmp_path, capsys):
+    for name in "ab":
+        assert train_all(tmp_path / name, only=CHEAP, steps=2, device="cpu") == []
+    for stage in CHEAP:
+        weights = f"{stage}/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    page = (tmp_path / "a" / everything.overview.INDEX).read_text()
+    assert page.count("<article>") == page.count("data:image/png") == len(CHEAP)
+    capsys.readouterr()
+    assert train_all(tmp_path / "a", only=CHEAP, steps=2, device="cpu") == []
+    assert "0 models" in capsys.readouterr().out
+    damaged = tmp_path / "a" / "decoder" / "diffusion_pytorch_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors is damaged"):
+        train_all(tmp_path / "a", only=CHEAP, steps=2, device="cpu")
+
+
+def test_what_fails_is_named_and_what_needs_it_left_out(tmp_path, capsys):
+    (tmp_path / "autoencoder").mkdir()
+    (tmp_path / "autoencoder" / "mine.txt").write_text("not a model")
+    failed = train_all(tmp_path, only=("autoencoder", "decoder"), steps=1, device="cpu")
+    assert failed == ["autoencoder", "decoder"]
+    said = capsys.readouterr().out
+    assert "autoencoder: failed: " in said
+    assert "is not a model of the recipe autoencoder" in said
+    assert "decoder: left out, it needs autoencoder" in said
+    assert not (tmp_path / everything.overview.INDEX).exists()
+
+
+def test_a_chain_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    """Stopped after a checkpoint; then the command of the whole chain."""
+    run_module.run("judge", steps=4, out=tmp_path / "whole" / "judge", device="cpu")
+    save = checkpoint.save
+
+    def stop(trainer, *args):
+        save(trainer, *args)
+        if trainer.done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_module.run("judge", steps=4, out=tmp_path / "cut" / "judge", device="cpu")
+    stage = next(stage for stage in STAGES if stage.name == "judge")
+    assert is_interrupted(stage, tmp_path / "cut", 4)
+    assert not is_interrupted(stage, tmp_path / "cut", 5)
+    assert not is_complete(stage, tmp_path / "cut", 4)
+    capsys.readouterr()
+    assert train_all(tmp_path / "cut", only=["judge"], steps=4, device="cpu") == []
+    assert "judge: continued" in capsys.readouterr().out
+    assert is_complete(stage, tmp_path / "cut", 4)
+    weights = "judge/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_wrong_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"only is 'spatxt'; there are autoencoder, decoder, "):
+        train_all(tmp_path, only=["spatxt"])
+    with pytest.raises(FileNotFoundError, match=r"has no complete clip, prior, text-to-image; "):
+        train_all(tmp_path, only=["spatext"])
