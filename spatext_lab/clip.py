@@ -40,7 +40,7 @@ def segment_crop(
     """The tight square around a segment, resized to `size`; black outside the segment.
 
     Args:
-        image: values in [0, 1]. Where the square reaches over the image's edge it is black too.
+        image: values in [0, 1]. Beyond the image's edge the square is black too.
         mask: True inside the segment.
         size: side of the crop in pixels.
 
@@ -75,18 +75,23 @@ def hidden_states(
     tokenizer: CLIPTokenizer,
     texts: Sequence[str],
     device: torch.device | str,
+    negatives: int = 0,
 ) -> Float[Tensor, "b l c"]:
     """The last hidden states of CLIP's text transformer, padded to the l tokens that it reads.
 
     These condition a text-to-image U-Net through cross-attention. Longer texts are truncated, with
-    a warning that says where.
+    a warning that quotes what is lost.
+
+    Args:
+        negatives: how many of `texts`, at the end, are negative prompts; the others are captions.
     """
     limit = tokenizer.model_max_length
     tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
-    for text, encoding in zip(texts, tokens.encodings, strict=True):
+    for k, (text, encoding) in enumerate(zip(texts, tokens.encodings, strict=True)):
         if encoding.overflowing:
+            name = "caption" if k < len(texts) - negatives else "negative_prompt"
             warn(
-                f"caption is longer than the {limit} tokens that the text encoder reads: "
+                f"{name} is longer than the {limit} tokens that the text encoder reads: "
                 f"{truncated(tokenizer, text, limit)!r:.80} is truncated; shorten it",
                 stacklevel=5,
             )
@@ -105,7 +110,7 @@ class Clip(ModelMixin):
     def __init__(self, model: CLIP, tokenizer, config: dict) -> None:
         super().__init__()
         self.model, self.tokenizer, self.settings = model, tokenizer, config
-        # tokens of a text that the network reads, begin and end included
+        # tokens of a text that the network reads, start and end tokens included
         self.context_length = config["model_cfg"]["text_cfg"]["context_length"]
         self.scale = [config["preprocess_cfg"][key] for key in ("mean", "std")]  # of pixels
         self.eval()
@@ -161,7 +166,15 @@ class Clip(ModelMixin):
 
     @apply_forward_hook
     def encode_text(self, texts: list[str]) -> Float[Tensor, "b d"]:
-        """One unit embedding per text; texts of more than `context_length` tokens are truncated."""
+        """One unit embedding per text; texts of more than `context_length` tokens are truncated.
+
+        Raises:
+            ValueError: for anything but a list of texts.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"texts is {texts!r:.80}; pass a list of texts, such as ['a red ball']"
+            )
         length = self.context_length
         if isinstance(self.tokenizer, SimpleTokenizer):
             ids = self.tokenizer(texts, length)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named models and where their files are; what is damaged or would run code is refused by name."""
+"""Named models and their files; whatever is damaged or would run code is refused by name."""
 
 import hashlib
 import json
@@ -44,11 +44,17 @@ def folder(model: str = "pocket", part: str = "") -> Path:
 
     Raises:
         FileNotFoundError: where the model or the part is missing.
-        ValueError: naming the file, for one whose checksum is wrong.
+        ValueError: for a part outside of the model's folder, and naming the file, for one whose
+            checksum is wrong.
     """
+    if not isinstance(model, str | Path):
+        raise ValueError(f"model is {model!r:.80}; pass 'pocket', or a model folder")
+    if not isinstance(part, str) or ".." in Path(part).parts or Path(part).is_absolute():
+        raise ValueError(f"part is {part!r:.80}; pass a folder within the model, such as 'reco'")
     places = _POCKETS
     if model != "pocket":
         places = (Path("models", model), _HERE.parent / "models" / model, Path(model))
+        places = places[2:] if ".." in Path(model).parts else places  # a path, not a name
     place = next((place for place in places if place.is_dir()), None)
     if place is None:
         raise FileNotFoundError(
@@ -66,7 +72,7 @@ def folder(model: str = "pocket", part: str = "") -> Path:
 
 
 def verify(place: Path | None = None, part: str = "") -> list[str]:
-    """What is wrong with a model's files, one sentence each; empty if all are as they were sealed.
+    """What is wrong with a model's files, one sentence each; empty if all match their checksums.
 
     Args:
         place: the model's folder; the shipped one by default. A folder without SHA256SUMS has

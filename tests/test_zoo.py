@@ -170,3 +170,20 @@ def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path,
     assert zoo.folder("sd15") == checkout / "models" / "sd15"
     (here / "models" / "sd15").mkdir(parents=True)
     assert zoo.folder("sd15").resolve() == here / "models" / "sd15"
+
+
+@pytest.mark.parametrize("part", ["..", "../other", "spatext/../../other", None])
+def test_a_part_lies_within_its_model(model, part):
+    (model.parent / "other").mkdir()
+    for value in (part, str(model.parent / "other")):
+        with pytest.raises(ValueError, match=r"part is .*; pass a folder within the model"):
+            zoo.folder(str(model), value)
+    with pytest.raises(ValueError, match="model is None; pass 'pocket', or a model folder"):
+        zoo.folder(None)
+
+
+def test_a_path_upwards_is_no_name_of_a_model(model, monkeypatch):
+    """It is taken from where one is, not from models/."""
+    (model / "models").mkdir()
+    monkeypatch.chdir(model)
+    assert zoo.folder("../model", "spatext") == Path("../model/spatext")

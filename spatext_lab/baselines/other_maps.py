@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import Condition, SampleStep
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Scene, scene_list
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
 from spatext_lab.spatext.representation import inference_map, paint
@@ -127,7 +127,7 @@ class OtherMapsPipeline(SpaTextPipeline):
         return super().condition(self._captioned(scenes))
 
     def _captioned(self, scenes: Scene | Sequence[Scene]) -> list[Scene]:
-        scenes = [scenes] if isinstance(scenes, Scene) else scenes
+        scenes = scene_list(scenes)
         texts = ([region.text for region in scene.regions] for scene in scenes)
         pairs = zip(scenes, texts, strict=True)
         return [Scene(self.caption(scene.caption, own), scene.regions) for scene, own in pairs]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where scenes come from: the drawn pocket world and the COCO format."""
+"""Where scenes come from: the rendered pocket world and the COCO format."""

@@ -13,6 +13,7 @@ from spatext_lab.diffusion.process import (
     PREDICTION_TYPES,
     SampleStep,
     add_noise,
+    checked_latents,
     few_threads,
     generators,
     initial_noise,

@@ -4,10 +4,10 @@
 A `Condition` knows its null. Training drops parts of it, so that one network learns to predict with
 and without them; sampling adds the differences up: a denoiser goes in, a guided denoiser comes out.
 
-One convention everywhere. With one scale, 1.0 is the plain conditional prediction (guidance is off)
-and 0.0 the unconditional one; the paper of classifier-free guidance starts its w one lower,
-s = 1 + w. With a scale for each condition there is no "off": (1, 1) is null + delta_caption +
-delta_map, which is not the prediction for caption and map together.
+One convention everywhere. With one scale s, s = 1 is the plain conditional prediction (guidance is
+off) and s = 0 the unconditional one; the paper of classifier-free guidance writes w = s - 1. With
+a scale for each condition there is no "off": (1, 1) is null + delta_caption + delta_map, which is
+not the prediction for caption and map together.
 
 The formulas are written for eps and hold for v-predictions too: at one x_t and t, v is an affine
 function of eps, and the weights of the predictions in each formula add up to 1.
@@ -16,6 +16,7 @@ function of eps, and the weights of the predictions in each formula add up to 1.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real as Number
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -34,7 +35,7 @@ class Condition:
         st_map: (b, d, h, w) spatio-textual map at the resolution of x_t; None for a denoiser that
             takes none. Its null is the zero map: a cell that no region covers holds zeros.
         region_maps: (b, d, h, w) each: the map of one region alone. Only needed where every region
-            has a guidance scale of its own.
+            has its own guidance scale.
         text_mask: (b, l) attention mask of `text`, True where the denoiser may attend; None for
             everywhere, padding included, as Stable Diffusion has it.
         null_mask: (b, l) attention mask of `null_text`; given exactly where `text_mask` is.
@@ -185,7 +186,7 @@ def drop_conditions(
 ) -> Condition:
     """Replaces the marked captions and the marked maps by their null, for training.
 
-    The caller draws both masks independently, each True with probability 0.1, so that the network
+    The caller samples both masks independently, each True with probability 0.1, so that the network
     also learns to predict with one condition alone and with none, which guidance needs.
 
     Args:
@@ -203,7 +204,7 @@ def drop_conditions(
 
 # Classifier-free guidance, arXiv 2207.12598, equation 6; SpaText, arXiv 2211.14305, section 3.3:
 # eps_null + s delta_joint,   delta_joint = eps(x_t | all c_i) - eps(x_t | null)
-def guided(denoiser: Denoiser, scale: float) -> Denoiser:
+def guided(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
     """Guidance with one scale for the whole condition, caption and map jointly.
 
     One call of `denoiser` with batch 2 b; at scale 1.0 the denoiser itself, one call with batch b.
@@ -211,16 +212,19 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
     Raises:
         ValueError: for a scale that is not a finite number >= 0.
     """
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale is {scale}; pass a finite number >= 0 (1.0 is no guidance)")
-    if scale == 1:
+    if not (isinstance(guidance_scale, Number) and 0 <= guidance_scale < math.inf):
+        raise ValueError(
+            f"guidance_scale is {guidance_scale!r:.80}; "
+            "pass a finite number >= 0 (1.0 is no guidance)"
+        )
+    if guidance_scale == 1:
         return denoiser
 
     def denoise(
         x_t: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], condition: Condition
     ) -> Float[Tensor, "b c h w"]:
         eps_null, eps_joint = _predict_all(denoiser, x_t, t, [condition.null(), condition])
-        return eps_null + scale * (eps_joint - eps_null)
+        return eps_null + guidance_scale * (eps_joint - eps_null)
 
     return denoise
 
@@ -239,8 +243,8 @@ def multi_guided(denoiser: Denoiser, scales: Sequence[float]) -> Denoiser:
             condition does not have len(scales) parts.
     """
     for i, scale in enumerate(scales):
-        if not (math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"scales[{i}] is {scale}; pass a finite number >= 0")
+        if not (isinstance(scale, Number) and 0 <= scale < math.inf):
+            raise ValueError(f"scales[{i}] is {scale!r:.80}; pass a finite number >= 0")
 
     def denoise(
         x_t: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], condition: Condition

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import psutil
 import torch
@@ -155,9 +156,9 @@ def training_loss(
     Args:
         x_0: clean images or latents.
         condition: of the same batch.
-        t: timesteps; the caller draws them uniformly from 0 ... num_train_timesteps - 1.
-        noise: drawn by the caller from N(0, 1), so that a run can be repeated to the last bit.
-        scheduler: gives `alphas_cumprod` and the prediction type.
+        t: timesteps, sampled uniformly by the caller from 0 ... num_train_timesteps - 1.
+        noise: sampled by the caller from N(0, 1), so that a run is reproducible bit for bit.
+        scheduler: source of `alphas_cumprod` and of the prediction type.
         weight: of each pixel; None for equal weights, as in the paper. A weight that depends on the
             condition alone does not change which prediction is optimal.
 
@@ -181,25 +182,48 @@ def generators(
     """The source of randomness of each of `count` images.
 
     Args:
-        seed: image k has a generator of its own with seed `seed` + k, on the CPU, so that it is the
-            same whatever the batch or the device; 0 where neither this nor `generator` is given.
-        generator: one, from which all images draw in turn, or a list with one per image.
+        seed: image k has its own generator with seed `seed` + k, on the CPU, so that its noise does
+            not depend on the batch or the device; 0 where neither this nor `generator` is passed.
+        generator: one that all images share, in turn, or a list with one per image.
 
     Raises:
-        ValueError: for both, for a seed that is not a whole number from 0 to 2**63 - 1, and for a
-            list of another length than `count`.
+        ValueError: for both, for a seed that is not a whole number from 0 to 2**63 - 1, for
+            anything but torch generators, and for a list of another length than `count`.
     """
     if generator is None:
         seed = 0 if seed is None else seed
-        if not (isinstance(seed, int) and 0 <= seed < 2**63):
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed!r:.80}; pass a whole number from 0 to 2**63 - 1")
-        return [torch.Generator().manual_seed(seed + k) for k in range(count)]
+        return [torch.Generator().manual_seed(int(seed) + k) for k in range(count)]
     if seed is not None:
-        raise ValueError(f"seed is {seed} and generator is given too; pass one of them")
-    sources = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+        raise ValueError(f"seed is {seed!r:.80} and generator is passed too; pass one of them")
+    sources = [generator] * count if isinstance(generator, torch.Generator) else generator
+    if not isinstance(sources, Sequence) or not all(
+        isinstance(source, torch.Generator) for source in sources
+    ):
+        raise ValueError(
+            f"generator is {generator!r:.80}; pass a torch.Generator, or one per image"
+        )
     if len(sources) != count:
         raise ValueError(f"generator holds {len(sources)} for {count} images; pass one per image")
-    return sources
+    return list(sources)
+
+
+def checked_latents(latents: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Latents that the caller passes, on the device where sampling runs.
+
+    Raises:
+        ValueError: for anything but finite floating-point numbers of `shape`.
+    """
+    form = f"pass finite floating-point numbers of shape {tuple(shape)}, one row per image"
+    if not (isinstance(latents, Tensor) and latents.is_floating_point()):
+        kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"latents is of type {kind}; {form}")
+    if latents.shape != tuple(shape):
+        raise ValueError(f"latents has shape {tuple(latents.shape)}; {form}")
+    if not latents.isfinite().all():
+        raise ValueError(f"latents has {int((~latents.isfinite()).sum())} infinite or NaN; {form}")
+    return latents.to(device)
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
@@ -221,7 +245,7 @@ class SampleStep:
         index: 0 ... number of steps - 1.
         t: the timestep at which the denoiser was called; it falls, or repeats (PNDM).
         x_t: (b, c, h, w) the sample after the step, less noisy than at t; the last one is the
-            result. Whoever iterates may replace it: sampling continues from what it then is.
+            result. The caller may replace it: sampling continues from the new value.
         x_0: (b, c, h, w) the clean image that the prediction at t implies.
     """
 
@@ -239,7 +263,7 @@ def sample(
     num_inference_steps: int,
     sources: Sequence[torch.Generator] | None = None,
 ) -> Iterator[SampleStep]:
-    """The sampling loop as a generator: `for step in sample(...)`, one denoiser call a step.
+    """The sampling loop as a generator: `for step in sample(...)`, one denoiser call per step.
 
     Schedulers of diffusers for the variance-preserving process work (DDIM, DDPM, PNDM, Euler,
     DPM-Solver++, UniPC ...), those in `UNFIT` do not; the one passed is left as it was.
@@ -255,23 +279,24 @@ def sample(
     Raises:
         ValueError: before the first step, for num_inference_steps outside 1 ...
             num_train_timesteps, for a scheduler in `UNFIT`, and where the condition is not for
-            len(x_T) images.
+            len(x_T) images; later, for an x_t of the caller's that is not such latents.
     """
     if type(scheduler).__name__ in UNFIT:
         raise ValueError(
             f"scheduler is {type(scheduler).__name__}, which does not suit this noise schedule; "
             "pass DDIM, Euler, DPMSolverMultistep or UniPC"
         )
-    longest = scheduler.config.num_train_timesteps
-    if not (isinstance(num_inference_steps, int) and 1 <= num_inference_steps <= longest):
+    longest, n = scheduler.config.num_train_timesteps, num_inference_steps
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= longest:
         raise ValueError(
-            f"num_inference_steps is {num_inference_steps!r:.40}; "
-            f"pass a whole number from 1 to {longest}"
+            f"num_inference_steps is {n!r:.40}; pass a whole number from 1 to {longest}"
         )
     if len(condition.text) != len(x_T):
         raise ValueError(_BATCH.format(len(condition.text), len(x_T)))
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    scheduler.set_timesteps(int(n))
+    if hasattr(scheduler, "set_begin_index"):  # Karras sigmas repeat timesteps: no search for one
+        scheduler.set_begin_index(0)
     takes = inspect.signature(scheduler.step).parameters
     noisy = {"generator": list(sources)} if sources and "generator" in takes else {}
     timesteps, last = scheduler.timesteps, len(scheduler.timesteps) - 1
@@ -296,7 +321,8 @@ def sample(
             if index == last and ends_at_x_0:
                 x_t = x_0
             yield (step := SampleStep(index, t.item(), x_t, x_0))
-            x_t = step.x_t
+            if step.x_t is not x_t:  # the caller has replaced it
+                x_t = checked_latents(step.x_t, x_t.shape, x_t.device)
 
     return run()
 
@@ -306,7 +332,7 @@ SMALL = 20_000_000  # parameters: below, a second thread costs more than it brin
 
 @contextmanager
 def few_threads(network: torch.nn.Module) -> Iterator[None]:
-    """Within it, a small network on the CPU runs on one thread, so that many can run side by side.
+    """Runs a small network on one CPU thread, so that many can run side by side.
 
     Two threads that wait for each other are ten times slower as soon as another process is busy; a
     pocket model gains little from them on a quiet machine. Networks of `SMALL` parameters and more

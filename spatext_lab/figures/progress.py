@@ -30,7 +30,7 @@ class Progress(tqdm):
         self.began = time.monotonic()
 
     def close(self) -> None:
-        """Ends the bar; in a log, says what was done in how long."""
+        """Ends the bar; a log gets one line with the count and the time."""
         seconds = time.monotonic() - self.began
         if not (self.live or self.disable) and seconds >= PATIENCE:
             print(f"{self.desc}: {self.n} {self.unit}s in {seconds:.0f} s", file=sys.stderr)

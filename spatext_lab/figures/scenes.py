@@ -149,7 +149,7 @@ def _as_image(mask: NDArray[np.bool_]) -> Image.Image:
 
 
 def _edge(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` pixels of its end; the image's border is no end."""
+    """Pixels of a mask within `width` pixels of its end; the image's border does not count."""
     from scipy.ndimage import minimum_filter
 
     return mask & ~minimum_filter(mask, 2 * width + 1)

@@ -17,6 +17,7 @@ from spatext_lab.diffusion import (
     Denoiser,
     SampleStep,
     UNetDenoiser,
+    checked_latents,
     few_threads,
     generators,
     guided,
@@ -24,9 +25,16 @@ from spatext_lab.diffusion import (
 )
 from spatext_lab.reco.coordinates import COORDINATES, PlacedDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Scene, scene_list
 from spatext_lab.scene.notes import warn
-from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
+from spatext_lab.text_to_image.base import (
+    OUTPUT_TYPES,
+    UNUSED_NEGATIVE,
+    ScenePipeline,
+    after_step,
+    wrong_arguments,
+    wrong_texts,
+)
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -121,12 +129,12 @@ class ReCoPipeline(ScenePipeline):
             scenes: a `Scene`, or a list of them; of a mask, the box around it is used.
             seed: image k is sampled with seed `seed` + k; the same seed, scene and settings give
                 the same image on the same machine. 0 where no `generator` is passed.
-            num_inference_steps: denoising steps, each one network call.
+            num_inference_steps: denoising steps, one network call each (PNDM makes one more).
             guidance_scale: 1.0 is no guidance; caption and regions are one sequence with one scale.
             negative_prompt: text in place of the empty caption in the null condition; or one text
                 per scene.
             num_images_per_prompt: images per scene.
-            generator: torch generator, or one per image, in place of `seed`.
+            generator: a torch generator, or a list with one per image, in place of `seed`.
             latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
             output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
             callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
@@ -142,9 +150,9 @@ class ReCoPipeline(ScenePipeline):
         """
         if unknown or output_type not in OUTPUT_TYPES:
             raise wrong_arguments(unknown, output_type)
-        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+        with few_threads(self.unet):
             # 1. to 5. Scenes to latents, step by step: see `stream`
-            for step in self.stream(
+            steps = self.stream(
                 scenes,
                 seed=seed,
                 num_inference_steps=num_inference_steps,
@@ -153,12 +161,12 @@ class ReCoPipeline(ScenePipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 generator=generator,
                 latents=latents,
-            ):
-                if callback_on_step_end is not None:
-                    given = {"latents": step.x_t}
-                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
-                    step.x_t = given["latents"]
-                bar.update()
+            )
+            with self.progress_bar(total=num_inference_steps) as bar:
+                for step in steps:
+                    if callback_on_step_end is not None:
+                        step.x_t = after_step(self, step, callback_on_step_end)
+                    bar.update()
             # 6. Latents to images
             images = x_0 = step.x_t
             if output_type != "latent":
@@ -186,25 +194,24 @@ class ReCoPipeline(ScenePipeline):
         Arguments and errors are those of `__call__`; errors come at once, not at the first step.
         """
         # 1. Scenes, with a warning where one has more regions than the model was trained with
-        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-        if not scenes:
-            raise ValueError("scenes is empty; pass at least one")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
+        scenes = scene_list(scenes, num_images_per_prompt)
+        if negative_prompt and guidance_scale == 1:
+            warn(UNUSED_NEGATIVE, stacklevel=3)
         # 2. Scenes to token sequences to hidden states of the text encoder (ReCo, section 3.1)
         condition = self.condition(scenes, negative_prompt)
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
         # 3. Guidance
         denoiser = guided(self.denoiser(), guidance_scale)
-        # 4. Noise, from a source of its own for each image
+        # 4. Noise, each image from its own generator
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
         device = self._execution_device
-        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
-        if x_T.shape != shape:
-            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
+        if latents is None:
+            x_T = randn_tensor(shape, sources, device)
+        else:
+            x_T = checked_latents(latents, shape, device)
         # 5. The sampling loop
         return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
 
@@ -225,18 +232,20 @@ class ReCoPipeline(ScenePipeline):
                     f"{most} at most: some may be missing or distorted; use fewer",
                     stacklevel=4,
                 )
-        negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
-        nulls = [Scene(text) for text in negatives] if negatives else [EMPTY]
-        if len(nulls) not in (1, len(scenes)):
-            raise ValueError(f"negative_prompt holds {len(nulls)} texts; pass 1 or {len(scenes)}")
-        return self.encode_ids(self.position_tokens.encode([*scenes, *nulls]), len(scenes))
+        one, b = not isinstance(negative_prompt, list | tuple), len(scenes)
+        negatives = [negative_prompt or ""] if one else negative_prompt
+        fit = len(negatives) == (1 if one else b)
+        if not (fit and all(isinstance(text, str) for text in negatives)):
+            raise wrong_texts([scene.caption for scene in scenes], negative_prompt)
+        whole = [*scenes, *(Scene(text) if text else EMPTY for text in negatives)]
+        return self.encode_ids(self.position_tokens.encode(whole, len(negatives)), b)
 
     def encode_ids(self, ids: Int[Tensor, "n l"], b: int) -> Condition:
         """The condition of token sequences; keeps gradients, so that training uses it too.
 
         Args:
-            ids: b sequences, and after them the null's: one for all, or b.
-            b: number of sequences that are no null.
+            ids: b sequences, followed by the null's: one for all, or b.
+            b: number of sequences before the null's.
         """
         states = self.encode(ids.to(self._execution_device))
         each = b if len(ids) == b + 1 else 1
@@ -252,7 +261,7 @@ class ReCoPipeline(ScenePipeline):
         return self.text_encoder(ids).last_hidden_state
 
     def tokens(self, scene: Scene) -> TokenSequence:
-        """The scene's token sequence, which shows itself in colours."""
+        """The scene's token sequence, which a notebook displays in colour."""
         return self.position_tokens.show_work(scene)
 
     def denoiser(self) -> Denoiser:

@@ -32,12 +32,12 @@ def to_bin(value: float, bins: int) -> int:
 
 
 def to_value(number: int, bins: int) -> float:
-    """The coordinate in [0, 1] that a bin stands for; `to_bin` inverts it, for every bin."""
+    """The coordinate in [0, 1] of a bin; `to_bin` inverts it, for every bin."""
     return number / (bins - 1)
 
 
 def snapped(box: Box, bins: int) -> Box:
-    """The box that its bins stand for, each edge at most 1 / (2 (bins - 1)) away from the box's."""
+    """The box that its bins encode, each edge at most 1 / (2 (bins - 1)) away from the original."""
     return tuple(to_value(to_bin(value, bins), bins) for value in box)
 
 
@@ -93,7 +93,7 @@ class Token:
 
 @dataclass(frozen=True, repr=False)
 class TokenSequence:
-    """A scene's tokens with everything that went into them; shows itself as coloured tokens.
+    """A scene's tokens with their origin; a notebook displays them in colour.
 
     dropped: indices (from 0) of the regions that did not fit.
     """
@@ -140,19 +140,23 @@ class PositionTokens:
         """How many position tokens the vocabulary has."""
         return len(self.bin_ids)
 
-    def encode(self, scenes: Sequence[Scene]) -> Int[Tensor, "b length"]:
+    def encode(self, scenes: Sequence[Scene], negatives: int = 0) -> Int[Tensor, "b length"]:
         """The ids of scenes, padded as Stable Diffusion pads: with the tokenizer's pad token.
 
         Regions that do not fit are dropped whole, last first, and named in a warning.
+
+        Args:
+            negatives: how many of the scenes, at the end, are negative prompts; for messages.
 
         Raises:
             ValueError: naming the region, for an empty text, a text that holds a position token or
                 another special one, and a box that is thinner than a bin.
         """
-        words = self._tokenized(scenes)
+        names = ["caption"] * (len(scenes) - negatives) + ["negative_prompt"] * negatives
+        words = self._tokenized(scenes, names)
         ids = np.full((len(scenes), self.length), self.tokenizer.pad_token_id, np.int64)
-        for row, scene in zip(ids, scenes, strict=True):
-            parts, dropped = self._parts(scene, words)
+        for row, scene, name in zip(ids, scenes, names, strict=True):
+            parts, dropped = self._parts(scene, words, name)
             if dropped:
                 names = (f"regions[{k}] ({scene.regions[k].text!r:.60})" for k in dropped)
                 warn(
@@ -179,7 +183,7 @@ class PositionTokens:
 
     def show_work(self, scene: Scene) -> TokenSequence:
         """The tokens of one scene, each with its text and its region."""
-        parts, dropped = self._parts(scene, self._tokenized([scene]))
+        parts, dropped = self._parts(scene, self._tokenized([scene], ["caption"]))
         texts = self.tokenizer.convert_ids_to_tokens
         tokens = [
             Token(i, texts(i).removesuffix("</w>"), region, i in self._number)
@@ -238,14 +242,14 @@ class PositionTokens:
         return self._text(ids[at + 1 : stop]), stop + 1
 
     def _text(self, ids: list[int]) -> str:
-        """Ids as text; tokenizers that were built anew leave the mark of a word's end in it."""
+        """Ids as text; rebuilt tokenizers leave end-of-word marks in it, which are removed."""
         return self.tokenizer.decode(ids).replace("</w>", " ").strip()
 
-    def _tokenized(self, scenes: Sequence[Scene]) -> dict[str, list[int]]:
-        """The ids of every text of the scenes, each text once: many repeat."""
+    def _tokenized(self, scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, list[int]]:
+        """The ids of every text of the scenes, each text tokenized once."""
         texts: dict[str, None] = {}
-        for scene in scenes:
-            check_text(scene.caption, "caption", empty=True)
+        for scene, name in zip(scenes, names, strict=True):
+            check_text(scene.caption, name, empty=True)
             texts[scene.caption] = None
             for k, region in enumerate(scene.regions):
                 check_text(region.text, f"regions[{k}].text")
@@ -256,7 +260,7 @@ class PositionTokens:
         return dict(zip(texts, self.tokenizer(list(texts), **plain).input_ids, strict=True))
 
     def _parts(
-        self, scene: Scene, words: dict[str, list[int]]
+        self, scene: Scene, words: dict[str, list[int]], name: str = "caption"
     ) -> tuple[list[list[int]], list[int]]:
         """The caption's ids and each region's, as many as fit; and the regions that do not."""
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -264,7 +268,7 @@ class PositionTokens:
         if len(caption) > self.length - 2:
             rest = self._text(caption[self.length - 2 :])
             warn(
-                f"caption is longer than {self.length} tokens: {rest!r:.80} is truncated",
+                f"{name} is longer than {self.length} tokens: {rest!r:.80} is truncated",
                 stacklevel=4,
             )
         parts = [[start, *caption[: self.length - 2], end]]

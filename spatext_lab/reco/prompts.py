@@ -52,7 +52,7 @@ def write_bins(scene: Scene, bins: int) -> str:
 
 
 def _write(scene: Scene, mark: Callable[[float], str], before: str = "", after: str = "") -> str:
-    """Caption, boxes and texts; before, after: what stands around the four marks of a box."""
+    """Caption, boxes and texts; before, after: what surrounds the four marks of a box."""
     check_text(scene.caption, "caption", empty=True)
     parts = [scene.caption]
     for k, region in enumerate(scene.regions):
@@ -94,7 +94,7 @@ def read(prompt: str, bins: int = THOUSAND) -> Scene:
 
 
 def _value(kind: str, digits: str, bins: int) -> float:
-    """The coordinate that one mark stands for."""
+    """The coordinate that one mark encodes."""
     number, last = int(digits), bins - 1 if kind else THOUSAND
     if number > last:
         raise ValueError(f"<{kind}{digits}> is beyond the last, {last}")

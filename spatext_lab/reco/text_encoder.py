@@ -22,12 +22,12 @@ Init = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
 def normal_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
-    """N(0, 0.02), as CLIP's own embeddings were before its training."""
+    """N(0, 0.02), as CLIP initializes its own embeddings."""
     return 0.02 * torch.randn(bins, old.shape[1], generator=generator)
 
 
 def mean_rows(old: Tensor, bins: int, generator: torch.Generator) -> Float[Tensor, "bins d"]:
-    """Sampled from the Gaussian of the old embeddings, so that a new token looks like any other.
+    """Sampled from the Gaussian of the old embeddings, so that a new embedding resembles any other.
 
     Mean resizing of transformers is this Gaussian with 1e-9 of its covariance: there all new tokens
     begin as nearly the same one, the average token.
@@ -129,7 +129,7 @@ def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, see
     old = text_encoder.get_input_embeddings().weight.detach().clone()
     first = len(tokenizer)
     tokenizer.add_tokens([bin_token(number) for number in range(bins)], special_tokens=True)
-    # mean_resizing would draw from torch's global generator; the rows are filled below
+    # mean_resizing would use torch's global generator; the rows are filled below
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if bins:
         rows = INITS[init](old, bins, torch.Generator().manual_seed(seed))
@@ -150,6 +150,6 @@ def _lengthen(text_encoder: CLIPTextModel, length: int) -> None:
 
 
 def _covariance(rows: Tensor) -> Float[Tensor, "d d"]:
-    """The covariance of rows, with a little more on the diagonal, so that it has a root."""
+    """The covariance of rows, slightly regularized on the diagonal for its Cholesky factor."""
     scale = rows.var(0).mean()
     return torch.cov(rows.T) + 1e-5 * scale * torch.eye(rows.shape[1])

@@ -2,7 +2,7 @@
 """The library's warnings, which a thread can collect for itself.
 
 Python's own way to record warnings changes the filters of the whole process, so two threads that
-record at once hear each other and may leave the filters changed.
+record at once get each other's and may leave the filters changed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from spatext_lab.scene import files, places, rle
 from spatext_lab.scene.places import BOX_FORM, MASK_FORM, Box
 
-__all__ = ["Region", "Scene"]
+__all__ = ["Region", "Scene", "scene_list"]
 
 # Default caption and region text, from the SpaText paper.
 DEFAULT_CAPTION, DEFAULT_TEXT = "A realistic image", "A random object"
@@ -62,10 +64,7 @@ class Region:
         self._mask = None if mask is None else places.checked_mask(mask)
         self._box = None if box is None else places.checked_box(box)
 
-    @property
-    def text(self) -> str:
-        """What the region shows."""
-        return self._text
+    text = property(attrgetter("_text"), doc="What the region shows.")
 
     @property
     def is_mask(self) -> bool:
@@ -89,7 +88,7 @@ class Region:
 
         A box covers the pixels whose centre lies inside; a mask of another size is sampled at the
         nearest pixel. A region that no pixel centre hits keeps the one pixel that contains it, so
-        that no region of the user's disappears.
+        that no region disappears.
         """
         if h < 1 or w < 1:
             raise _wrong_size(h, w)
@@ -235,6 +234,25 @@ class Scene:
             return cls.from_json(text)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def scene_list(scenes: Scene | Sequence[Scene], num_images_per_prompt: int = 1) -> list[Scene]:
+    """The scenes of a pipeline's call as a list; also checks how many images of each it samples.
+
+    Raises:
+        ValueError: for anything but a `Scene` or a list of at least one, and for a number of images
+            that is not a whole number >= 1.
+    """
+    listed = list(scenes) if isinstance(scenes, Iterable) else [scenes]
+    if not listed:
+        raise ValueError("scenes is empty; pass at least one")
+    for k, scene in enumerate(listed):
+        if not isinstance(scene, Scene):
+            raise ValueError(f"scenes[{k}] is {scene!r:.80}; pass a Scene, or a list of them")
+    n = num_images_per_prompt
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"num_images_per_prompt is {n!r:.40}; pass a whole number >= 1")
+    return listed
 
 
 def box_at(box: Box, h: int, w: int) -> NDArray[np.bool_]:

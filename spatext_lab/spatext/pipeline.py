@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -19,18 +20,26 @@ from spatext_lab.diffusion import (
     Condition,
     SampleStep,
     UNetDenoiser,
+    checked_latents,
     few_threads,
     generators,
     guided,
     multi_guided,
     sample,
 )
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Scene, scene_list
 from spatext_lab.scene.notes import warn
 from spatext_lab.spatext.pixel import PixelFold, caption_state
 from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior
-from spatext_lab.spatext.representation import inference_map, region_maps
-from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
+from spatext_lab.spatext.representation import inference_map, region_maps, region_scales
+from spatext_lab.text_to_image.base import (
+    OUTPUT_TYPES,
+    UNUSED_NEGATIVE,
+    ScenePipeline,
+    after_step,
+    wrong_arguments,
+    wrong_texts,
+)
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -102,10 +111,11 @@ class SpaTextPipeline(ScenePipeline):
         if width != channels:
             raise ValueError(
                 f"clip has embeddings of {self.clip.embedding_dim} numbers, so maps have "
-                f"{channels} channels, but the U-Net takes {width}: pass the CLIP of its training"
+                f"{channels} channels, but the U-Net takes {width}: pass the CLIP of its training, "
+                f"or for a base's U-Net, which takes none, unet=widen_input(unet, {channels})"
             )
         prior, wanted = self.prior, self.clip.embedding_dim
-        if isinstance(prior, DiffusionPrior) and prior.embedding_dim != wanted:
+        if prior is not None and prior.embedding_dim != wanted:
             raise ValueError(
                 f"prior has embeddings of {prior.embedding_dim} numbers, clip of {wanted}; "
                 "pass the prior that was trained for this CLIP"
@@ -140,7 +150,7 @@ class SpaTextPipeline(ScenePipeline):
             scenes: a `Scene`, or a list of them.
             seed: image k is sampled with seed `seed` + k; the same seed, scene and settings give
                 the same image on the same machine. 0 where no `generator` is passed.
-            num_inference_steps: denoising steps, each one network call.
+            num_inference_steps: denoising steps, one network call each (PNDM makes one more).
             guidance_scale: 1.0 is no guidance. With `region_guidance_scale`, the caption's scale.
             region_guidance_scale: the map's own scale (3 passes a step in one call); a list for a
                 scale per region (regions + 2 passes; all scenes need as many regions); one joint
@@ -148,7 +158,7 @@ class SpaTextPipeline(ScenePipeline):
             negative_prompt: text in place of the empty caption in the null condition; or one text
                 per scene.
             num_images_per_prompt: images per scene.
-            generator: torch generator, or one per image, in place of `seed`.
+            generator: a torch generator, or a list with one per image, in place of `seed`.
             latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
             output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
             callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
@@ -163,9 +173,9 @@ class SpaTextPipeline(ScenePipeline):
         """
         if unknown or output_type not in OUTPUT_TYPES:
             raise wrong_arguments(unknown, output_type)
-        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+        with few_threads(self.unet):
             # 1. to 6. Scenes to latents, step by step: see `stream`
-            for step in self.stream(
+            steps = self.stream(
                 scenes,
                 seed=seed,
                 num_inference_steps=num_inference_steps,
@@ -175,12 +185,12 @@ class SpaTextPipeline(ScenePipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 generator=generator,
                 latents=latents,
-            ):
-                if callback_on_step_end is not None:
-                    given = {"latents": step.x_t}
-                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
-                    step.x_t = given["latents"]
-                bar.update()
+            )
+            with self.progress_bar(total=num_inference_steps) as bar:
+                for step in steps:
+                    if callback_on_step_end is not None:
+                        step.x_t = after_step(self, step, callback_on_step_end)
+                    bar.update()
             # 7. Latents to images
             images = x_0 = step.x_t
             if output_type != "latent":
@@ -209,35 +219,34 @@ class SpaTextPipeline(ScenePipeline):
         Arguments and errors are those of `__call__`; errors come at once, not at the first step.
         """
         # 1. Scenes, with a warning where one lies outside of what the model was trained on
-        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-        if not scenes:
-            raise ValueError("scenes is empty; pass at least one")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
+        scenes = scene_list(scenes, num_images_per_prompt)
         for scene in scenes:
             self.check(scene)
+        scales = None
+        if region_guidance_scale is not None:
+            scales = region_scales(scenes, region_guidance_scale)
+        elif negative_prompt and guidance_scale == 1:
+            warn(UNUSED_NEGATIVE, stacklevel=3)
         # 2. Captions to hidden states of the text encoder
         condition = self.encode_captions([scene.caption for scene in scenes], negative_prompt)
         # 3. Region texts to CLIP embeddings, regions to maps (SpaText, section 3.1)
-        apart = isinstance(region_guidance_scale, Sequence)
+        apart = scales is not None and not isinstance(region_guidance_scale, Real)
         condition = replace(condition, **self.st_maps(scenes, apart))
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
         # 4. Guidance: one scale for all, or one for each condition (section 3.3)
-        denoiser = UNetDenoiser(self.unet)
-        if region_guidance_scale is None:
-            denoiser = guided(denoiser, guidance_scale)
-        else:
-            scales = region_guidance_scale if apart else [region_guidance_scale]
-            denoiser = multi_guided(denoiser, [guidance_scale, *scales])
-        # 5. Noise, from a source of its own for each image
+        denoiser = guided(UNetDenoiser(self.unet), guidance_scale)
+        if scales is not None:
+            denoiser = multi_guided(UNetDenoiser(self.unet), [guidance_scale, *scales])
+        # 5. Noise, each image from its own generator
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
         device = self._execution_device
-        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
-        if x_T.shape != shape:
-            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
+        if latents is None:
+            x_T = randn_tensor(shape, sources, device)
+        else:
+            x_T = checked_latents(latents, shape, device)
         # 6. The sampling loop
         return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
 
@@ -269,34 +278,39 @@ class SpaTextPipeline(ScenePipeline):
         Args:
             negative_prompt: text of the null condition, or one per caption; "" by default.
         """
-        negative, b = negative_prompt or "", len(captions)
-        if not isinstance(negative, str) and len(negative) != b:
-            raise ValueError(f"negative_prompt holds {len(negative)} texts; pass 1 or {b}")
-        texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
+        one = not isinstance(negative_prompt, list | tuple)
+        negatives = [negative_prompt or ""] if one else negative_prompt
+        texts, b = [*captions, *negatives], len(captions)
+        fit = not isinstance(captions, str) and len(negatives) == (1 if one else b)
+        if not (fit and all(isinstance(text, str) for text in texts)):
+            raise wrong_texts(captions, negative_prompt)
         if self.text_encoder is None:  # the pixel variant; its null is the zero vector
-            for rest in filter(None, map(self.clip.truncated, texts)):
-                warn(
-                    f"caption is longer than the {self.clip.context_length} tokens that CLIP "
-                    f"reads: {rest!r:.80} is truncated; shorten it",
-                    stacklevel=4,
-                )
-            known = self.embed(texts if negative else captions)
-            known = known if negative else torch.cat([known, torch.zeros_like(known[:1])])
+            for k, text in enumerate(texts):
+                if rest := self.clip.truncated(text):
+                    warn(
+                        f"{'caption' if k < b else 'negative_prompt'} is longer than the "
+                        f"{self.clip.context_length} tokens that CLIP reads: {rest!r:.80} is "
+                        "truncated; shorten it",
+                        stacklevel=4,
+                    )
+            known = self.embed(texts if negative_prompt else captions)
+            if not negative_prompt:
+                known = torch.cat([known, torch.zeros_like(known[:1])])
             states = caption_state(known)
         else:
             parts = self.text_encoder, self.tokenizer
-            states = hidden_states(*parts, texts, self._execution_device)
+            states = hidden_states(*parts, texts, self._execution_device, len(negatives))
         null = states[b:]
-        null = repeat(null, "1 l c -> b l c", b=b) if isinstance(negative, str) else null
+        null = repeat(null, "1 l c -> b l c", b=b) if one else null
         return Condition(states[:b], null)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "k d"]:
         """The embeddings that the map holds for region texts, P(CLIP_txt(text)).
 
-        SpaText, section 3.1; without a prior they are the text embeddings themselves.
+        SpaText, section 3.1; without a prior they are the text embeddings.
         """
-        embeddings = self.clip.encode_text(list(texts))
+        embeddings = self.clip.encode_text(texts)
         return embeddings if self.prior is None else self.prior(embeddings)
 
     def st_map(self, scene: Scene) -> Float[Tensor, "d h w"]:
@@ -309,16 +323,9 @@ class SpaTextPipeline(ScenePipeline):
         All texts are embedded by one call of CLIP and of the prior, each once. Warns of regions
         that are smaller than those that the model was trained with.
 
-        Raises:
-            ValueError: where the maps are wanted apart and the scenes do not have equally many
-                regions, or none.
+        Args:
+            apart: also each region's map alone; the scenes must have equally many regions.
         """
-        counts = {len(scene.regions) for scene in scenes}
-        if apart and (len(counts) > 1 or 0 in counts):
-            raise ValueError(
-                f"the scenes have {sorted(counts)} regions; for a region_guidance_scale per "
-                "region, pass scenes with equally many, at least one"
-            )
         size = (self.unet.config.sample_size,) * 2
         texts = list(dict.fromkeys(r.text for scene in scenes for r in scene.regions))
         known = dict(zip(texts, self.embed(texts), strict=True)) if texts else {}
@@ -344,6 +351,6 @@ class SpaTextPipeline(ScenePipeline):
         return fields | ({"region_maps": torch.stack(parts, dim=1).unbind()} if apart else {})
 
     def condition(self, scenes: Sequence[Scene]) -> Condition:
-        """Captions and maps of scenes, as `stream` makes them, for loops by hand."""
+        """The condition that `stream` samples from, for custom sampling loops."""
         captions = self.encode_captions([scene.caption for scene in scenes])
         return replace(captions, **self.st_maps(scenes))

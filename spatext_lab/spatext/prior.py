@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prior: from CLIP's embedding of a text to one that an image of it could have.
 
-SpaText is trained with image embeddings and used with text embeddings, and the two lie apart (the
-modality gap). A prior maps one to the other. Two are here: a diffusion prior as in the paper, and
-the best linear map, the baseline to beat.
+SpaText is trained with image embeddings and used with text embeddings, which differ (the modality
+gap). A prior maps one to the other. There are two: a diffusion prior as in the paper, and the best
+linear map, the baseline to beat.
 """
 
 import json
@@ -44,6 +44,11 @@ class LinearPrior(ModelMixin):
         # parameters, which diffusers asks a part for when it moves it
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimension of the embeddings."""
+        return len(self.bias)
 
     @classmethod
     def fit(
@@ -168,7 +173,7 @@ class DiffusionPrior(ModelMixin):
             return cls(transformer, scheduler, linear, **settings)
 
     def save_pretrained(self, folder: str | Path, **_) -> None:
-        """Writes that folder, with the sampling settings beside."""
+        """Writes the folder that `from_pretrained` reads, sampling settings included."""
         folder = Path(folder)
         self.transformer.register_to_config(_name_or_path="")  # a path of this machine
         self.transformer.save_pretrained(folder)
@@ -188,7 +193,7 @@ class DiffusionPrior(ModelMixin):
     def forward(self, text: Float[Tensor, "b d"], seed: int = 0) -> Float[Tensor, "b d"]:
         """One unit image embedding for each text embedding, sampled from the noise of `seed`.
 
-        All texts start from the same noise, so that each has its embedding whatever stands beside.
+        All texts start from the same noise, so a text's embedding does not depend on its batch.
         """
         noise = randn_tensor((1, text.shape[1], 1, 1), torch.Generator().manual_seed(seed)).to(text)
         x_T = repeat(noise, "1 d h w -> b d h w", b=len(text))

@@ -6,7 +6,9 @@ The map is made at the resolution of the network's latents; masks are brought th
 fraction of each cell that they cover, so nothing is ever image resolution times embedding width.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spatext_lab.scene import Scene
+from spatext_lab.scene.notes import warn
 
 # region texts -> their embeddings (k, d)
 Embed = Callable[[list[str]], Float[Tensor, "k d"]]
@@ -73,7 +76,7 @@ def choose_segments(
 
     Args:
         covered: the segments' coverages, see `coverage`; unused rows are zero.
-        count: least and most segments that are chosen, drawn uniformly.
+        count: least and most segments that are chosen; their number is uniform.
         min_area: segments that cover a smaller fraction of the image are never chosen.
         generator: source of the random choice, on the CPU.
     """
@@ -116,3 +119,31 @@ def region_maps(
 ) -> Float[Tensor, "k d h w"]:
     """The map of each of k regions alone; they sum to the whole map."""
     return embeddings[..., None, None] * covered[:, None]
+
+
+def region_scales(scenes: Sequence[Scene], scale: float | Sequence[float]) -> list[float]:
+    """The guidance scales beside the caption's: the map's, or one for each region.
+
+    Warns of scenes without regions, on which the map's scale has no effect.
+
+    Raises:
+        ValueError: for anything but a finite number >= 0 or a list with one for each region, and
+            for a list where the scenes do not have equally many regions, at least one.
+    """
+    counts, each = {len(scene.regions) for scene in scenes}, isinstance(scale, list | tuple)
+    scales = list(scale) if each else [scale]
+    for k, value in enumerate(scales):
+        if not (isinstance(value, Real) and 0 <= value < math.inf):
+            name = f"region_guidance_scale[{k}]" if each else "region_guidance_scale"
+            raise ValueError(
+                f"{name} is {value!r:.80}; pass a finite number >= 0, or a list of one per region"
+            )
+    if each and counts != {len(scales)}:
+        raise ValueError(
+            f"region_guidance_scale holds {len(scales)} numbers and the scenes have "
+            f"{sorted(counts)} regions; pass one number for each region, and scenes with equally "
+            "many, at least one"
+        )
+    if 0 in counts:
+        warn("region_guidance_scale has no effect on a scene without regions", stacklevel=4)
+    return scales

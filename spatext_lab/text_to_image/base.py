@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all pipelines share: model folders in the layout of diffusers; nothing in them is run.
 
-How an image is made stands in each method's own `pipeline.py`.
+The `pipeline.py` of each method shows how it makes an image.
 """
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from spatext_lab import zoo
+from spatext_lab.diffusion import SampleStep
 from spatext_lab.images import decode, to_images
 
 if not sys.stderr.isatty():  # their bars for loading would fill a log
@@ -33,6 +34,11 @@ if not sys.stderr.isatty():  # their bars for loading would fill a log
 INDEX = "model_index.json"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _PAIRS = ([str, str], [type(None), type(None)])  # a part of the index; one that is not there
+CALLBACK_FORM = "pass f(pipeline, index, t, {'latents': x_t}) that returns such a dict or None"
+# Guidance at scale 1 is off, so that nothing is subtracted.
+UNUSED_NEGATIVE = (
+    "negative_prompt has no effect with a guidance_scale of 1: pass a larger scale, or leave it out"
+)
 HUB_FILES = ("json", "txt", "safetensors")  # never a pickle
 HUB_SETTINGS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
@@ -40,12 +46,12 @@ HUB_SETTINGS = ("cache_dir", "force_download", "local_files_only", "revision", "
 class ScenePipeline(DiffusionPipeline):
     """A `DiffusionPipeline` whose input is a `Scene`: the base of every method here."""
 
-    # modules of this package that a folder's parts may come from
+    # modules of this package whose classes a model folder may name
     PARTS_FROM: tuple[str, ...] = ("spatext_lab.text_to_image.unet",)
 
     def __init__(self) -> None:
         super().__init__()
-        # tqdm: nothing before two seconds, and nothing at all where the output is no terminal
+        # tqdm: nothing for the first two seconds, and nothing at all without a terminal
         self.set_progress_bar_config(delay=2, disable=None)
         self.image_processor = VaeImageProcessor(do_resize=False)
 
@@ -64,14 +70,14 @@ class ScenePipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: where the folder, or a part of it, is missing; names the part.
-            ValueError: for a setting that would run code, and for a damaged file; names it.
+            ValueError: for a setting that would run code or that a part does not know, and for a
+                damaged file; names it.
         """
-        for name in sorted({"custom_pipeline", "trust_remote_code"} & set(kwargs)):
-            raise ValueError(f"{name} is {kwargs[name]!r:.60}: no code is loaded, leave it out")
         modules, _ = cls._get_signature_keys(cls)
+        dtype = kwargs.pop("dtype", torch_dtype) or torch.float32
+        cls._check_loading(dtype, kwargs)
         folder = _local(folder, modules, kwargs)
         index, types = _read_index(folder, modules), cls._get_signature_types()
-        dtype = kwargs.pop("dtype", torch_dtype) or torch.float32
         for name in sorted(set(modules) - set(kwargs)):
             library, kind = index.get(name) or (None, None)
             if library is None and name in cls._optional_components:
@@ -96,14 +102,29 @@ class ScenePipeline(DiffusionPipeline):
         Args:
             pipeline: the pipeline that has the parts, such as the text-to-image base.
             parts: what it lacks (`clip=...`), what replaces a part (`unet=...`), and settings.
+
+        Raises:
+            ValueError: for anything but a pipeline, for parts that are missing, and for names that
+                are neither parts nor settings of this class.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise ValueError(f"pipeline is {pipeline!r:.80}; pass a pipeline that has been loaded")
         modules, settings = cls._get_signature_keys(cls)
         shared = {name: p for name, p in pipeline.components.items() if name in modules}
         known = {name: pipeline.config[name] for name in settings if name in pipeline.config}
-        return cls(**shared | known | parts)
+        whole = shared | known | parts
+        missing = sorted(set(modules) - set(cls._optional_components) - set(whole))
+        if missing or (unknown := sorted(set(parts) - set(modules) - set(settings))):
+            names, what = (missing, "lacks") if missing else (unknown, "does not take")
+            raise ValueError(
+                f"{cls.__name__} {what} {', '.join(names)}; pass its parts and settings by name, "
+                f"such as from_pipe(base, {(missing or modules)[0]}=...)"
+            )
+        return cls(**whole)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Writes a complete model folder: every part, in the precision that it has."""
+        self._check_loading(torch.float32, kwargs)
         super().save_pretrained(folder, **kwargs)
         tidy_config(Path(folder) / "vae")
 
@@ -120,8 +141,31 @@ class ScenePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
-        """PIL images of latents, for those who run the sampling loop by hand."""
+        """PIL images of latents, for custom sampling loops."""
         return to_images(decode(self.vae, latents))
+
+    @classmethod
+    def _check_loading(cls, dtype: Any, settings: dict) -> None:
+        """Raises ValueError for settings of `from_pretrained` that cannot be followed."""
+        for name in sorted({"custom_pipeline", "trust_remote_code"} & set(settings)):
+            raise ValueError(f"{name} is {settings[name]!r:.60}: no code is loaded, leave it out")
+        if not settings.pop("use_safetensors", True):
+            raise ValueError("use_safetensors is False; weights are read from safetensors alone")
+        for one in dtype.values() if isinstance(dtype, dict) else [dtype]:
+            if not (isinstance(one, torch.dtype) and one.is_floating_point):
+                raise ValueError(
+                    f"torch_dtype is {dtype!r:.80}; pass a floating-point type of torch, such as "
+                    "torch.bfloat16, or a dict with one for each part"
+                )
+        own_parts = set(cls.PARTS_FROM) - set(ScenePipeline.PARTS_FROM)
+        for name, unknown in (("variant", None), ("device_map", "balanced")):
+            value = settings.get(name)
+            if own_parts and value is not None and unknown in (None, value):
+                raise ValueError(
+                    f"{name} is {value!r:.60}, which the parts from {', '.join(sorted(own_parts))} "
+                    "do not know; use torch_dtype=..., pipeline.to(device) or "
+                    "enable_model_cpu_offload() instead"
+                )
 
     @classmethod
     def _check_part(cls, place: Path, library: str, kind: str, types: tuple[type, ...]) -> type:
@@ -198,12 +242,12 @@ def tidy_config(folder: Path) -> None:
 
 
 def class_name(folder: Path) -> str:
-    """The pipeline class that a model folder was written by, as its index says."""
+    """The pipeline class that wrote a model folder, according to its index."""
     return _read_index(folder)["_class_name"]
 
 
 def _local(folder: str | Path, parts: Iterable[str], kwargs: dict) -> Path:
-    """The folder, downloaded first where the name of a model on the hub is given."""
+    """The folder; where `folder` is a model's name on the hub, that is downloaded first."""
     if Path(folder).is_dir() or not isinstance(folder, str) or folder.count("/") != 1:
         return Path(folder)
     wanted = [f"{part}/*.{suffix}" for part in parts for suffix in HUB_FILES]
@@ -219,7 +263,7 @@ def _local(folder: str | Path, parts: Iterable[str], kwargs: dict) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{folder} is no folder here, and was not found on the hub ({type(error).__name__})"
+            f"{folder} is neither a folder nor a model that the hub has ({type(error).__name__})"
         ) from error
 
 
@@ -236,6 +280,33 @@ def _read_index(folder: Path, parts: Iterable[str] = ()) -> dict:
                 '["library", "Class"] for a part'
             )
     return index
+
+
+def after_step(pipeline: ScenePipeline, step: SampleStep, callback: Callable[..., dict]) -> Tensor:
+    """x_t after the callback of a step, which may have replaced it.
+
+    Raises:
+        ValueError: for a callback that returns anything but a dict of latents or None.
+    """
+    if not callable(callback):
+        raise ValueError(f"callback_on_step_end is {callback!r:.60}; {CALLBACK_FORM}")
+    passed = {"latents": step.x_t}
+    returned = callback(pipeline, step.index, step.t, passed)
+    if not (returned is None or (isinstance(returned, dict) and set(returned) <= {"latents"})):
+        raise ValueError(f"callback_on_step_end returned {returned!r:.80}; {CALLBACK_FORM}")
+    return (passed | (returned or {}))["latents"]
+
+
+def wrong_texts(captions: Sequence[str], negative_prompt: Any) -> ValueError:
+    """The error for captions and negative prompts that do not fit together, or are no texts."""
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+        return ValueError(f"captions is {captions!r:.80}; pass a list of texts")
+    if isinstance(negative_prompt, list | tuple) and all(
+        isinstance(text, str) for text in negative_prompt
+    ):
+        n, b = len(negative_prompt), len(captions)
+        return ValueError(f"negative_prompt holds {n} texts; pass one text, or a list of {b}")
+    return ValueError(f"negative_prompt is {negative_prompt!r:.80}; pass a text, or one per scene")
 
 
 def wrong_arguments(unknown: Iterable[str], output_type: str) -> Exception:

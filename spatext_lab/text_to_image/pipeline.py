@@ -18,13 +18,22 @@ from spatext_lab.diffusion import (
     Denoiser,
     SampleStep,
     UNetDenoiser,
+    checked_latents,
     few_threads,
     generators,
     guided,
     sample,
 )
-from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.base import OUTPUT_TYPES, ScenePipeline, wrong_arguments
+from spatext_lab.scene import Scene, scene_list
+from spatext_lab.scene.notes import warn
+from spatext_lab.text_to_image.base import (
+    OUTPUT_TYPES,
+    UNUSED_NEGATIVE,
+    ScenePipeline,
+    after_step,
+    wrong_arguments,
+    wrong_texts,
+)
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -88,12 +97,12 @@ class TextToImagePipeline(ScenePipeline):
             scenes: a `Scene`, or a list of them; their regions are ignored.
             seed: image k is sampled with seed `seed` + k; the same seed, caption and settings give
                 the same image on the same machine. 0 where no `generator` is passed.
-            num_inference_steps: denoising steps, each one network call.
+            num_inference_steps: denoising steps, one network call each (PNDM makes one more).
             guidance_scale: 1.0 is no guidance.
             negative_prompt: text in place of the empty caption in the null condition; or one text
                 per scene.
             num_images_per_prompt: images per scene.
-            generator: torch generator, or one per image, in place of `seed`.
+            generator: a torch generator, or a list with one per image, in place of `seed`.
             latents: N(0, 1) noise (b, c, h, w) to start from, one per image.
             output_type: "pil", "np" (b, h, w, 3) or "pt" (b, 3, h, w) in [0, 1], or "latent".
             callback_on_step_end: called after each step as f(pipeline, index, t, {"latents": x_t});
@@ -108,9 +117,9 @@ class TextToImagePipeline(ScenePipeline):
         """
         if unknown or output_type not in OUTPUT_TYPES:
             raise wrong_arguments(unknown, output_type)
-        with few_threads(self.unet), self.progress_bar(total=num_inference_steps) as bar:
+        with few_threads(self.unet):
             # 1. to 5. Captions to latents, step by step: see `stream`
-            for step in self.stream(
+            steps = self.stream(
                 scenes,
                 seed=seed,
                 num_inference_steps=num_inference_steps,
@@ -119,12 +128,12 @@ class TextToImagePipeline(ScenePipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 generator=generator,
                 latents=latents,
-            ):
-                if callback_on_step_end is not None:
-                    given = {"latents": step.x_t}
-                    given |= callback_on_step_end(self, step.index, step.t, given) or {}
-                    step.x_t = given["latents"]
-                bar.update()
+            )
+            with self.progress_bar(total=num_inference_steps) as bar:
+                for step in steps:
+                    if callback_on_step_end is not None:
+                        step.x_t = after_step(self, step, callback_on_step_end)
+                    bar.update()
             # 6. Latents to images
             images = x_0 = step.x_t
             if output_type != "latent":
@@ -152,23 +161,22 @@ class TextToImagePipeline(ScenePipeline):
         Arguments and errors are those of `__call__`; errors come at once, not at the first step.
         """
         # 1. Scenes
-        scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
-        if not scenes:
-            raise ValueError("scenes is empty; pass at least one")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; pass at least 1")
+        scenes = scene_list(scenes, num_images_per_prompt)
+        if negative_prompt and guidance_scale == 1:
+            warn(UNUSED_NEGATIVE, stacklevel=3)
         # 2. Their captions to hidden states of the text encoder
         condition = self.condition(scenes, negative_prompt)
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
-        # 3. Noise, from a source of its own for each image
+        # 3. Noise, each image from its own generator
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
         device = self._execution_device
-        x_T = randn_tensor(shape, sources, device) if latents is None else latents.to(device)
-        if x_T.shape != shape:
-            raise ValueError(f"latents has shape {tuple(x_T.shape)}; pass {shape}, one per image")
+        if latents is None:
+            x_T = randn_tensor(shape, sources, device)
+        else:
+            x_T = checked_latents(latents, shape, device)
         # 4. and 5. Guidance, and the sampling loop
         scenes = [scene for scene in scenes for _ in range(num_images_per_prompt)]
         settings = {"steps": num_inference_steps, "sources": sources}
@@ -196,20 +204,22 @@ class TextToImagePipeline(ScenePipeline):
         Args:
             negative_prompt: text of the null condition, or one per caption; "" by default.
         """
-        negative, b = negative_prompt or "", len(captions)
-        if not isinstance(negative, str) and len(negative) != b:
-            raise ValueError(f"negative_prompt holds {len(negative)} texts; pass 1 or {b}")
-        texts = [*captions, *([negative] if isinstance(negative, str) else negative)]
+        one = not isinstance(negative_prompt, list | tuple)
+        negatives = [negative_prompt or ""] if one else negative_prompt
+        texts, b = [*captions, *negatives], len(captions)
+        fit = not isinstance(captions, str) and len(negatives) == (1 if one else b)
+        if not (fit and all(isinstance(text, str) for text in texts)):
+            raise wrong_texts(captions, negative_prompt)
         parts = self.text_encoder, self.tokenizer
-        states = hidden_states(*parts, texts, self._execution_device)
+        states = hidden_states(*parts, texts, self._execution_device, len(negatives))
         null = states[b:]
-        null = repeat(null, "1 l c -> b l c", b=b) if isinstance(negative, str) else null
+        null = repeat(null, "1 l c -> b l c", b=b) if one else null
         return Condition(states[:b], null)
 
     def condition(
         self, scenes: Sequence[Scene], negative_prompt: str | Sequence[str] | None = None
     ) -> Condition:
-        """The captions of scenes, as `stream` encodes them; rivals that read regions add to it.
+        """The condition that `stream` samples from; rivals that read regions add to it.
 
         Args:
             negative_prompt: text of the null condition, or one per scene; "" by default.
@@ -217,5 +227,14 @@ class TextToImagePipeline(ScenePipeline):
         return self.encode_captions([scene.caption for scene in scenes], negative_prompt)
 
     def denoiser(self) -> Denoiser:
-        """The U-Net as sampling calls it."""
+        """The U-Net as sampling calls it.
+
+        Raises:
+            ValueError: for a U-Net that reads more than x_t, such as SpaText's and ReCo's.
+        """
+        if extra := self.unet.config.in_channels - self.unet.config.out_channels:
+            raise ValueError(
+                f"unet has {extra} input channels beyond those of x_t, which text-to-image cannot "
+                "fill; narrow_input(unet) removes a map's"
+            )
         return UNetDenoiser(self.unet)

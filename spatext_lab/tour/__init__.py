@@ -108,20 +108,21 @@ def _write(tour: Tour, seconds: float) -> None:
     facts |= {"threads": count, "machine": platform.machine(), "versions": packages}
     tour.page.write(
         "What goes where",
-        "A tour of spatext_lab: a scene is written down once, a small diffusion model draws it. "
-        f"Every image and number on this page was made on this machine in {_spoken(seconds)}.",
+        "A tour of spatext_lab: a scene is written down once, a small diffusion model samples "
+        "images of it. "
+        f"Every image and number on this page was made on this machine in {_duration(seconds)}.",
         [
             (f"{found['spatext']['local_iou']:.2f}", "local IoU with the map"),
             (f"{found['text']['local_iou']:.2f}", "local IoU with the caption alone"),
             (f"{facts['seconds_per_image']['spatext']:.2f} s", "for one image with the map"),
-            (_spoken(seconds), f"for this tour, on {threads}"),
+            (_duration(seconds), f"for this tour, on {threads}"),
         ],
         [
             f"Made on {date.today().isoformat()} with the model `{tour.model}`, "
             + ", ".join(f"{name} {number}" for name, number in packages.items())
             + f", on {threads} of a {platform.machine()} CPU. Sampling settings unless "
             f"said otherwise: {_listed(tour.settings)}. Seeds begin at 0.",
-            "All numbers are in `tour.json`; every PNG says in its text chunks how it was made. "
+            "All numbers are in `tour.json`; the text chunks of every PNG hold its settings. "
             "Code: Apache-2.0. Texts, drawings and pocket models: CC BY 4.0.",
         ],
     )
@@ -132,7 +133,7 @@ def _spelled(out: Path) -> Path:
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

@@ -72,7 +72,7 @@ def _averaged(trainer: Trainer) -> Iterator[None]:
 
 
 def section(tour: Tour) -> list[Markup]:
-    """Control appears during a fine-tune: one scene drawn, and a curve over validation scenes."""
+    """Control appears during a fine-tune: images of one scene, and a validation curve."""
     pool, budget = _pool(tour), tour.budget
     todo = list(tasks(budget.judged, split="val"))
     shipped, _ = _look(tour, tour.spatext, todo)
@@ -80,7 +80,7 @@ def section(tour: Tour) -> list[Markup]:
     for reading in learn(tour, pool, budget.tune_steps, budget.points):
         numbers, image = _look(tour, reading.pipeline, todo)
         label = f"step {reading.step}, IoU {numbers['local_iou']:.2f}"
-        alt = f"{tour.scene.caption}: drawn after {reading.step} steps, regions outlined"
+        alt = f"{tour.scene.caption}: sampled after {reading.step} steps, regions outlined"
         shown = tour.page.image(f"tune-{reading.step}", outline(image, tour.scene), alt, seed=0)
         points.append({"step": reading.step} | numbers)
         strip.append((shown, label))
@@ -89,7 +89,7 @@ def section(tour: Tour) -> list[Markup]:
         "images": len(pool), "batch": BATCH, "rate": budget.rate, "seconds": round(seconds, 1),
         "scenes": len(todo), "points": points, "shipped": shipped,
     }  # fmt: skip
-    return _told(tour, strip)
+    return _shown(tour, strip)
 
 
 def _pool(tour: Tour) -> Cache:
@@ -111,13 +111,13 @@ def cached(tour: Tour, subset: CocoSubset) -> Cache:
 def _look(
     tour: Tour, pipeline: SpaTextPipeline, todo: Sequence[Task]
 ) -> tuple[dict[str, float], Image.Image]:
-    """The numbers on validation scenes, and the tour's own scene drawn."""
+    """The numbers on validation scenes, and an image of the tour's own scene."""
     images = pipeline([tour.scene, *(task.scene for task in todo)], **tour.settings).images
     found = scores(todo, images[1:], tour.judge)
     return {name: found[name] for name in ("local_iou", "region_accuracy")}, images[0]
 
 
-def _told(tour: Tour, strip: list[tuple[Markup, str]]) -> list[Markup]:
+def _shown(tour: Tour, strip: list[tuple[Markup, str]]) -> list[Markup]:
     facts = tour.page.facts["fine_tune"]
     steps = [point["step"] for point in facts["points"]]
     values, correct = (
@@ -127,7 +127,7 @@ def _told(tour: Tour, strip: list[tuple[Markup, str]]) -> list[Markup]:
     chart = curve(
         {"local IoU": (steps, values), "region accuracy": (steps, correct)},
         "optimiser steps",
-        "share, 0 to 1",
+        "fraction, 0 to 1",
         {f"local IoU of the shipped model, {shipped:.2f}": shipped},
         (840, 360),
     )
@@ -142,7 +142,7 @@ def _told(tour: Tour, strip: list[tuple[Markup, str]]) -> list[Markup]:
         figure(
             tiles(strip, 140),
             "One scene and one seed at some steps of the fine-tune. At step 0 the outlines mean "
-            "nothing to the model. Watch when things begin to move into them, and when they get "
+            "nothing to the model. Watch when objects begin to move into them, and when they get "
             "the right kind and colour.",
             f"{steps[-1]} steps are a taste: compare the last one with the shipped model's above.",
         ),

@@ -49,13 +49,13 @@ def section(tour: Tour) -> list[Markup]:
     return [
         prose(
             f"{tour.budget.scenes} scenes of the test split, one to three regions each, one "
-            "image a scene. A small segmenter, the judge, says what is to be seen at each pixel. "
-            "Local IoU: how well the drawn thing fills its region. Region accuracy: how often it "
-            "is the kind and the colour that was asked for. In brackets, 95 % intervals."
+            "image per scene. A small segmenter, the judge, labels each pixel. Local IoU: how well "
+            "the generated object fills its region. Region accuracy: how often it has the kind and "
+            "the colour of the region's text. In brackets, 95 % intervals."
         ),
         figure(
             table(["", "local IoU", "region accuracy", "one image"], rows),
-            "The map is what puts things in their place: compare the first two rows.",
+            "The map puts objects in their place: compare the first two rows.",
             "The last row is the judge's own error, and the third adds what the autoencoder "
             f"({quality:.1f} dB) loses: a method passes them by luck alone. "
             f"With {tour.budget.scenes} scenes the intervals are wide; "

@@ -69,17 +69,17 @@ def section(tour: Tour) -> list[Markup]:
     squares = [item.square(SIZE) for item in shown]
     rebuilt, quality = _through(tour, [image for image, _ in squares])
     pool = cached(tour, CocoSubset(tuple(learned), tour.photos.reports[0]))
-    drawn = {}
+    sampled = {}
     for reading in learn(tour, pool, tour.budget.photo_steps, 2):
-        drawn[reading.step] = reading.pipeline(
+        sampled[reading.step] = reading.pipeline(
             [scene for _, scene in squares], **tour.settings
         ).images
-    before, after = drawn.values()
+    before, after = sampled.values()
     tour.page.facts["photos"] = {
         "learned_from": len(pool), "shown": len(shown), "steps": tour.budget.photo_steps,
         "psnr": quality, "files": [item.file_name for item in shown],
     }  # fmt: skip
-    return [*_scenes(tour, shown), *_drawn(tour, squares, rebuilt, before, after), _credits(tour)]
+    return [*_scenes(tour, shown), *_sampled(tour, squares, rebuilt, before, after), _credits(tour)]
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def _scenes(tour: Tour, shown: Sequence[CocoItem]) -> list[Markup]:
     ]
 
 
-def _drawn(
+def _sampled(
     tour: Tour,
     squares: Sequence[tuple[np.ndarray, Scene]],
     rebuilt: np.ndarray,
@@ -128,8 +128,8 @@ def _drawn(
             "the photo": image,
             "through the autoencoder": rebuilt[k],
             "the map": map_image(tour.spatext.st_map(scene), 128),
-            "drawn before": outline(before[k], scene, 256, numbers=False),
-            "drawn after": outline(after[k], scene, 256, numbers=False),
+            "sampled before": outline(before[k], scene, 256, numbers=False),
+            "sampled after": outline(after[k], scene, 256, numbers=False),
         }
         row: list[str | Markup] = [scene.caption]
         for name, image in cells.items():
@@ -144,13 +144,13 @@ def _drawn(
     return [
         prose(
             f"The photos below are set apart. From the {facts['learned_from']} others the "
-            f"text-to-image model learns for {facts['steps']} steps, as above. What draws here is "
-            f"{label}."
+            f"text-to-image model learns for {facts['steps']} steps, as above. The images come "
+            f"from {label}."
         ),
         figure(
             table(["", *cells], rows, "images"),
             "From left to right: the middle of the photo at 64 × 64; the same encoded and decoded; "
-            "the map; the scene drawn before and after the fine-tune, the same seed, its regions "
+            "the map; the scene sampled before and after the fine-tune, the same seed, its regions "
             "outlined. Look for tones of photos, and for edges along the outlines.",
             f"Nearly everything: this is {label}. The autoencoder was trained on drawings and "
             f"gives these photos back at {facts['psnr']:.1f} dB, and the pocket CLIP has never "

@@ -39,7 +39,7 @@ class Budget:
     tune_steps: int = 140  # optimiser steps, about a minute
     rate: float = 2e-3  # of learning; steeper than the recipe's, for there is only a minute
     photos: int = 60  # at most, to learn from
-    shown: int = 5  # photos, set apart and drawn
+    shown: int = 5  # photos that are set apart and sampled
     photo_steps: int = 100
     scenes: int = 32  # unseen, for the numbers
 
@@ -90,7 +90,7 @@ Section = Callable[[Tour], list[Markup]]
 
 
 def coco_subset(scratch: Path) -> Path:
-    """data/pocket-coco; where it did not come along (an installed wheel), it is drawn anew."""
+    """data/pocket-coco; an installed wheel comes without it, then it is rendered."""
     try:
         return zoo.shipped("pocket-coco")
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def coco_subset(scratch: Path) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own notices and loading bars: a tour has a voice of its own."""
+    """Suppresses the libraries' notices and loading bars, for the tour prints its own."""
     import diffusers
     import transformers
 

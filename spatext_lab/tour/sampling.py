@@ -21,7 +21,7 @@ SCENE_FILE = "scene.json"
 
 
 def scene(tour: Tour) -> list[Markup]:
-    """1: what is asked for."""
+    """1: the scene to be sampled."""
     tour.scene.save(tour.page.folder / SCENE_FILE)
     drawn = tour.page.image(
         "scene", draw_scene(tour.scene, 384), f"The scene's regions: {_listed(tour.scene)}", 384
@@ -34,13 +34,13 @@ def scene(tour: Tour) -> list[Markup]:
         ),
         figure(
             Markup('<div class="beside">{}{}</div>').format(drawn, legend(tour.scene)),
-            "The regions by number, and their texts. Nothing here is drawn by a model: this is all "
-            "that the model is told.",
-            "A mask says where, not how: which way a boat sails is left to chance. What no region "
-            "covers would be light grey here, and is left to the caption.",
+            "The regions by number, with their texts. Nothing here is generated: this is all that "
+            "the model is conditioned on.",
+            "A mask says where, not how: which way a boat sails is left to chance. Cells that no "
+            "region covers would be light grey here, and are left to the caption.",
         ),
         prose(
-            f"It is the file `{SCENE_FILE}` beside this page. Change a text in it, then draw one "
+            f"It is the file `{SCENE_FILE}` beside this page. Change a text in it, then sample one "
             "image of it, or take this tour with it:"
         ),
         command(
@@ -59,16 +59,16 @@ def st_map(tour: Tour) -> list[Markup]:
     seen = page.image(
         "map",
         map_image(values),
-        f"The spatio-textual map, {h} by {w} cells; regions with like texts have like colours, "
-        "cells of no region are grey",
+        f"The spatio-textual map, {h} by {w} cells; regions with similar texts have similar "
+        "colours, cells of no region are grey",
     )
     covered = values.any(0).float().mean().item()
     page.facts["map"] = {"shape": [d, h, w], "covered": round(covered, 4)}
     return [
         prose(
-            "CLIP turns each region's text into a vector, the prior turns that into one that a "
-            "image of it could have, and this is painted into the region's cells. The result is "
-            f"the spatio-textual map: {d} numbers at each of {h} × {w} places."
+            "CLIP turns each region's text into an embedding, the prior turns that into one that "
+            "an image of it could have, and this is painted into the region's cells. The result is "
+            f"the spatio-textual map: {d} numbers in each of {h} × {w} cells."
         ),
         figure(
             tiles(
@@ -78,10 +78,10 @@ def st_map(tour: Tour) -> list[Markup]:
                 ],
                 256,
             ),
-            "Like colours are like vectors, so texts that mean much the same look much the same; "
-            "grey cells hold zeros.",
-            f"The map is as coarse as the latents: {h} × {w} cells. What is thinner than a cell "
-            "keeps no shape, and a cell half covered holds half a vector.",
+            "Similar colours are similar embeddings, so texts with much the same meaning look much "
+            "the same; grey cells hold zeros.",
+            f"The map is as coarse as the latents: {h} × {w} cells. A region thinner than a cell "
+            "loses its shape, and a cell half covered holds half an embedding.",
         ),
     ]
 
@@ -96,8 +96,8 @@ def with_and_without(tour: Tour) -> list[Markup]:
     }
     return [
         prose(
-            "Each column starts from the same noise (the same seed). Above, the model is given the "
-            "caption alone; below, the caption and the map."
+            "Each column starts from the same noise (the same seed). Above, the model is "
+            "conditioned on the caption alone; below, on the caption and the map."
         ),
         figure(
             Markup(
@@ -106,11 +106,11 @@ def with_and_without(tour: Tour) -> list[Markup]:
                     for name, traced in (("without", True), ("with", True), ("with plain", False))
                 )
             ),
-            "Without the map (first row) things stand wherever the noise happens to put them, and "
-            "nothing ties them to the outlines; with it (second row) they should fill their "
+            "Without the map (first row) objects appear wherever the noise happens to put them, "
+            "and nothing ties them to the outlines; with it (second row) they should fill their "
             "outlines in every column. The third row is the second without outlines.",
-            "Edges are soft and small things lose their details: the latents are coarse and the "
-            "model is tiny. Look for colours that leak from one thing to its neighbour.",
+            "Edges are soft and small objects lose their details: the latents are coarse and the "
+            "model is tiny. Look for colours that leak from one object to its neighbour.",
         ),
     ]
 
@@ -120,14 +120,14 @@ def _row(tour: Tour, name: str, images: Sequence[Image.Image], traced: bool) -> 
     for seed, image in enumerate(images):
         label = f"{name.split()[0]} the map, seed {seed}"
         shown = outline(image, tour.scene) if traced else image
-        alt = f"{tour.scene.caption}: drawn {label}" + ", regions outlined" * traced
+        alt = f"{tour.scene.caption}: sampled {label}" + ", regions outlined" * traced
         file = f"{name.replace(' ', '-')}-{seed}"
         cells.append((tour.page.image(file, shown, alt, seed=seed, **tour.settings), label))
     return tiles(cells, 200)
 
 
 def sweep(tour: Tour) -> list[Markup]:
-    """4: how loud the caption, how loud the map; one batch a cell."""
+    """4: the guidance scales of the caption and of the map; one batch per cell."""
     scales, todo = tour.budget.scales, list(tasks(tour.budget.swept, split="val"))
     asked = [tour.scene, *(task.scene for task in todo)]
     rows, found = [], {}
@@ -140,7 +140,7 @@ def sweep(tour: Tour) -> list[Markup]:
             images = tour.spatext(asked, **made).images
             iou = scores(todo, images[1:], tour.judge)["local_iou"]
             found[f"{caption:g}/{region:g}"] = iou
-            alt = f"Drawn with caption scale {caption:g} and map scale {region:g}"
+            alt = f"Sampled with caption scale {caption:g} and map scale {region:g}"
             name = f"sweep-{caption:g}-{region:g}"
             shown = tour.page.image(name, images[0], alt, 192, seed=0, **made)
             row.append(Markup("{}<small>IoU {:.2f}</small>").format(shown, iou))
@@ -151,17 +151,18 @@ def sweep(tour: Tour) -> list[Markup]:
     head = ["", *(f"map {scale:g}" for scale in scales)]
     return [
         prose(
-            "Guidance says how loud each condition is. The caption and the map have a scale each: "
-            "0 leaves a condition out, 1 is the plain model, more exaggerates. All three "
+            "Guidance sets the weight of each condition. The caption and the map have a scale "
+            "each: 0 leaves a condition out, 1 is the plain model, more exaggerates. All three "
             "predictions of a step (none, caption, map) are one call of the network."
         ),
         figure(
             table(head, rows, "images"),
-            "Down a column the caption gets louder, along a row the map. One seed everywhere. "
+            "Down a column the caption's scale grows, along a row the map's. One seed everywhere. "
             "The number is the local IoU over "
-            f"{len(todo)} validation scenes: how well drawn things fill their regions (1 is "
+            f"{len(todo)} validation scenes: how well generated objects fill their regions (1 is "
             "perfect).",
-            "Too loud is not better: colours burn out and things grow beyond their outlines. "
+            "A larger scale is not always better: colours burn out and objects grow beyond their "
+            "outlines. "
             f"{len(todo)} scenes are few, so read differences of less than 0.05 as noise.",
         ),
     ]

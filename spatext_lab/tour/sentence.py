@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tour's ReCo: the same scene as one sentence with its boxes between the words, and drawn."""
+"""The tour's ReCo: the same scene as one token sequence with boxes, and its images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from spatext_lab.tour.plan import Tour
 
 
 def section(tour: Tour) -> list[Markup]:
-    """The tokens, and the images; or why this scene cannot be said."""
+    """The tokens and the images, or why this scene cannot be tokenized."""
     lead = prose(
         "ReCo needs no map. Each edge of a region's box is rounded to one of "
         f"{tour.reco.position_tokens.bins} positions, each position is a token, and four of them "
-        "stand before the region's text. The text encoder reads it all as one sequence. What is as "
-        "wide as the image, such as a sky, is left to the caption here."
+        "precede the region's text. The text encoder reads it all as one sequence. Regions as wide "
+        "as the image, such as a sky, are left to the caption here."
     )
-    asked = Scene(tour.scene.caption, list(_things(tour.scene)))
+    asked = Scene(tour.scene.caption, list(_objects(tour.scene)))
     try:
         sentence = tour.reco.tokens(asked)
     except ValueError as error:
         tour.page.facts["sentence"] = {"refused": str(error)}
-        return [lead, prose(f"This scene cannot be said so: {error}.")]
+        return [lead, prose(f"This scene cannot be tokenized: {error}.")]
     used = sum(token.region >= 0 for token in sentence.tokens)
     tour.page.facts["sentence"] = {"tokens": used, "room": len(sentence.tokens)}
     tour.page.facts["sentence"]["dropped"] = list(sentence.dropped)
@@ -36,16 +36,16 @@ def section(tour: Tour) -> list[Markup]:
         Markup(sentence._repr_html_()),
         figure(
             tiles(_pictures(tour, asked), 200),
-            "The same seeds as above, told boxes in place of outlines. Things should stand in "
-            "their boxes and end where these end; their shapes are the model's own.",
-            "The pocket model has learned boxes of things alone: told a box for the sky too, it "
-            "may smear the things in it. On 512 unseen scenes one thing in sixteen was not the one "
-            "that was asked for; of equal things one may be missing.",
+            "The same seeds as above, conditioned on boxes in place of outlines. Objects should "
+            "fill their boxes; their shapes are up to the model.",
+            "The pocket model was trained on boxes of objects alone: with a box for the sky too, "
+            "it may smear the objects in it. On 512 unseen scenes one object in "
+            "sixteen was not the one in the scene; of equal objects one may be missing.",
         ),
     ]
 
 
-def _things(scene: Scene) -> Iterator[Region]:
+def _objects(scene: Scene) -> Iterator[Region]:
     """Boxes for the regions that are not as wide as the image."""
     for region in scene.regions:
         x0, _, x1, _ = region.box
@@ -58,7 +58,7 @@ def _pictures(tour: Tour, asked: Scene) -> list[tuple[Markup, str]]:
     cells = []
     for seed, image in enumerate(tour.reco([asked] * tour.budget.seeds, **settings).images):
         label = f"ReCo, seed {seed}"
-        alt = f"{asked.caption}: drawn by {label}, boxes outlined"
+        alt = f"{asked.caption}: sampled by {label}, boxes outlined"
         shown = tour.page.image(f"reco-{seed}", outline(image, asked), alt, seed=seed, **settings)
         cells.append((shown, label))
     return cells

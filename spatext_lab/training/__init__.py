@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One loop for every model; a recipe says what is trained on what, a checkpoint how it goes on."""
+"""One loop for every model; recipes define the jobs, checkpoints make them resumable."""

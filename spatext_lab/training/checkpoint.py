@@ -173,7 +173,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Holds a checkpoint folder for this process: a second run into it is refused.
 
     Raises:
-        ValueError: a running process holds it; the message says which and since when.
+        ValueError: a running process holds it; the message names the process and its start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK

@@ -45,7 +45,7 @@ class Plan:
 
 
 def device_of(name: str) -> str:
-    """The device that a name stands for: "cuda" or "cpu"; "auto" is a GPU where there is one.
+    """The device of that name, "cuda" or "cpu"; "auto" is a GPU if there is one.
 
     Raises:
         ValueError: an unknown name, or "cuda" where torch finds no GPU.

@@ -184,7 +184,7 @@ def _keep_additions(old: Path, new: Path) -> None:
 
 
 def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
-    """What the model's card says."""
+    """The facts on the model's card."""
     last = trainer.losses[-100:]
     return {
         "recipe": recipe.name,

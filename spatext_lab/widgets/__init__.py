@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be touched; each widget has a code path beside it that gives the same."""
+"""Interactive widgets; each has a path in code to the same result."""

@@ -53,7 +53,7 @@ def explore(
 ) -> Grid:
     """The grid in a file; sampled, and the file written, if there is none or it is stale.
 
-    A file is stale if its scene, scales, steps, seeds or model weights are others.
+    A file is stale if its scene, scales, steps, seeds or model weights differ.
 
     Args:
         captions: guidance scales of the caption.
@@ -120,7 +120,7 @@ def directions(
     """The directions of guidance as images, for each step of one sampling with equal scales.
 
     "seen" is the guided prediction of the clean image, "null" the one of the null condition.
-    "caption" and "map" show what each condition alone changes in that: grey is no change.
+    "caption" and "map" show what each condition alone changes in it; grey means no change.
     """
     condition, network = pipeline.condition([scene]), UNetDenoiser(pipeline.unet)
     levels, kind = pipeline.scheduler.alphas_cumprod, pipeline.scheduler.config.prediction_type

@@ -4,7 +4,7 @@
     live = Live(Painter(), {"SpaText": spatext, "text": text})
     live.beside()            # shows painter and image side by side
 
-Without a pointer, `live.draw()` returns the image. Sampling runs in a thread of its own, so that
+In code, `live.draw()` returns the image. Sampling runs in its own thread, so that
 the notebook stays free, and can be stopped between two steps.
 """
 
@@ -22,6 +22,7 @@ import traitlets
 from ipywidgets.widgets.trait_types import CByteMemoryView
 from PIL import Image
 
+from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.png import png
 from spatext_lab.scene import Scene
 from spatext_lab.scene.notes import collected
@@ -78,8 +79,9 @@ Frame = tuple[int, Image.Image]  # the number of steps done, and the predicted i
 
 def frames(pipeline: ScenePipeline, request: Request) -> Iterator[Frame]:
     """Yield the predicted clean image after every step; the last one is the result."""
-    for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
-        yield done, pipeline.decode(step.x_0)[0]
+    with few_threads(pipeline.unet):
+        for done, step in enumerate(pipeline.stream(request.scene, **request.settings), start=1):
+            yield done, pipeline.decode(step.x_0)[0]
 
 
 class Live(anywidget.AnyWidget):
@@ -174,7 +176,7 @@ class Live(anywidget.AnyWidget):
         if "draw" in message:
             try:
                 request = self.request
-            except Exception as error:  # the page has to hear of each
+            except Exception as error:  # the page shows every error
                 return self.send({"problem": _problem(error)})
             self._stop, self._answered = threading.Event(), threading.Event()
             task = (request, self._stop, self._answered, self._thread)
@@ -188,7 +190,7 @@ class Live(anywidget.AnyWidget):
         answered: threading.Event,
         before: threading.Thread | None,
     ) -> None:
-        """In a thread of its own; one after the other, for they share the network."""
+        """The sampling thread; requests run one after the other, since they share the network."""
         if before is not None:
             before.join()
         try:
@@ -200,7 +202,7 @@ class Live(anywidget.AnyWidget):
             if request in self._finished:
                 self._finish(request)
                 answer = {"finished": True, "notes": notes}
-        except BaseException as error:  # the page has to hear of each
+        except BaseException as error:  # the page shows every error
             answer = {"problem": _problem(error)}
         answered.set()
         self.send(answer)

@@ -68,7 +68,7 @@ class Painter(anywidget.AnyWidget):
     background = CByteMemoryView().tag(sync=True)  # a PNG, or nothing
     palette = traitlets.List(traitlets.List()).tag(sync=True)
     gallery = traitlets.List(traitlets.Dict()).tag(sync=True)
-    empty_text = traitlets.Unicode(DEFAULT_TEXT).tag(sync=True)  # of a region that says nothing
+    empty_text = traitlets.Unicode(DEFAULT_TEXT).tag(sync=True)  # the default text of a region
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def markup(name: str, data: Any, image: str, alt: str) -> str:
         image: what is seen without scripts, base64 of a WebP.
         alt:   its alt text.
     """
-    # No text can end the script: there is no "<" in it but as an escape.
+    # No text can end the script: every "<" in it is escaped.
     text = json.dumps(data).replace("<", "\\u003c")
     mark = f"sx-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     source = f"{script(name)}\nbegin(document.querySelectorAll('.{mark}:not([data-on])'), {text});"

@@ -273,9 +273,10 @@ def test_to_guide_v_is_to_guide_eps(scales):
 # --- what is refused ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf, -math.inf])
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("scale", [-0.1, math.nan, math.inf, -math.inf, "2", None])
 def test_scales_that_are_no_scales_are_refused(scale):
-    with pytest.raises(ValueError, match=r"^scale is .* finite number >= 0"):
+    with pytest.raises(ValueError, match=r"^guidance_scale is .* finite number >= 0"):
         guided(Counted(), scale)
     with pytest.raises(ValueError, match=r"^scales\[1\] is .* finite number >= 0"):
         multi_guided(Counted(), [1.0, scale])

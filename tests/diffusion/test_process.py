@@ -2,6 +2,7 @@
 """The diffusion equations against diffusers, against slow loops, and the sampler against worlds
 whose ideal denoiser is known in closed form."""
 
+import math
 import os
 import subprocess
 import sys
@@ -485,7 +486,8 @@ def test_gradients_are_off_inside_a_step_and_on_between_steps():
         assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("steps", [0, -1, 1001, True, 2.0, None])
 def test_step_counts_out_of_range_are_refused_before_the_first_step(steps):
     with pytest.raises(ValueError, match=f"num_inference_steps is {steps}; .* from 1 to 1000"):
         sample(
@@ -495,6 +497,31 @@ def test_step_counts_out_of_range_are_refused_before_the_first_step(steps):
             some_condition(1),
             steps,
         )
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("value", [torch.zeros(1, 2, 2), torch.full((1, *SHAPE), math.nan), None])
+def test_an_x_t_that_does_not_fit_is_refused_before_the_next_step(value):
+    """Also after the last step, where nothing would read it any more."""
+    for index in (0, 1):
+        denoiser, x_T = (lambda x, t, c: x), torch.ones(1, *SHAPE)
+        run = sample(denoiser, noise_schedule(), x_T, some_condition(1), 2)
+        for _ in range(index + 1):
+            step = next(run)
+        step.x_t = value
+        with pytest.raises(ValueError, match=r"latents .*; pass finite floating-point numbers"):
+            next(run)
+
+
+@pytest.mark.parametrize("schedule", ["stable", "pocket"])
+@pytest.mark.parametrize("name", ["Euler", "DPM-Solver++"])
+def test_karras_sigmas_sample_the_members_too(name, schedule):
+    """They repeat timesteps: at the start of the pocket's schedule, where a search would err."""
+    plain = other(name, "v_prediction", schedule)
+    scheduler = type(plain).from_config(plain.config, use_karras_sigmas=True)
+    x_T = initial_noise(range(64), SHAPE).double()
+    x = last(from_x_0(scheduler, posterior_mean), scheduler, x_T, 50)
+    assert distance_to_data(x).max() < 1e-3
 
 
 def test_sampling_refuses_a_condition_for_other_images():

@@ -95,7 +95,8 @@ def test_regions_change_the_image_and_their_scale_too(spatext):
     assert not torch.allclose(with_regions, final(spatext, BARE, **settings), atol=0.01)
     weak, strong = (final(spatext, OTHER, region_guidance_scale=s, **settings) for s in (0.0, 5.0))
     assert not torch.allclose(weak, strong, atol=0.01)
-    bare = final(spatext, BARE, region_guidance_scale=5.0, **settings)
+    with pytest.warns(UserWarning, match="no effect"):
+        bare = final(spatext, BARE, region_guidance_scale=5.0, **settings)
     assert_close(weak, bare, atol=1e-4, rtol=1e-4)
 
 
@@ -155,10 +156,19 @@ def test_a_scale_for_each_region_of_several_scenes(spatext):
 
 
 def test_scales_and_regions_must_be_equally_many(spatext):
-    with pytest.raises(ValueError, match="scales holds 4 numbers and the condition has 3 parts"):
-        spatext(SCENE, num_inference_steps=1, region_guidance_scale=[1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match=r"the scenes have \[0, 2\] regions"):
-        spatext([SCENE, BARE], num_inference_steps=1, region_guidance_scale=[1.0, 1.0])
+    """At once, before anything is sampled."""
+    message = r"region_guidance_scale holds 3 numbers and the scenes have \[2\] regions; pass one"
+    with pytest.raises(ValueError, match=message):
+        spatext.stream(SCENE, num_inference_steps=1, region_guidance_scale=[1.0, 1.0, 1.0])
+    for scenes in ([SCENE, BARE], [SCENE, OTHER]):
+        with pytest.raises(ValueError, match=r"the scenes have \[[01], 2\] regions"):
+            spatext.stream(scenes, num_inference_steps=1, region_guidance_scale=[1.0, 1.0])
+
+
+def test_a_scale_for_the_map_of_a_scene_without_regions_has_one_warning(spatext):
+    with pytest.warns(UserWarning, match="region_guidance_scale has no effect") as caught:
+        spatext([BARE, SCENE, BARE], num_inference_steps=1, region_guidance_scale=2.0)
+    assert len(caught) == 1
 
 
 def box_of(area: float) -> Region:
@@ -234,14 +244,20 @@ def test_a_clip_of_another_width_is_refused(root, spatext, text):
 # --- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
-        ({"guidance_scale": -1.0}, "scale is -1"),
-        ({"guidance_scale": float("nan")}, "scale is nan"),
-        ({"region_guidance_scale": -2.0}, r"scales\[1\] is -2"),
+        ({"guidance_scale": -1.0}, "^guidance_scale is -1"),
+        ({"guidance_scale": -1.0, "region_guidance_scale": 2.0}, "^guidance_scale is -1"),
+        ({"region_guidance_scale": -2.0}, "region_guidance_scale is -2.0; pass a finite number"),
+        ({"region_guidance_scale": "2"}, "region_guidance_scale is '2'; pass a finite number >= 0"),
+        ({"region_guidance_scale": torch.ones(2)}, r"region_guidance_scale is tensor\(.*or a list"),
+        ({"region_guidance_scale": [1.0, "2"]}, r"region_guidance_scale\[1\] is '2'; pass"),
+        ({"region_guidance_scale": [1.0, float("nan")]}, r"region_guidance_scale\[1\] is nan"),
+        ({"region_guidance_scale": []}, "region_guidance_scale holds 0 numbers"),
     ],
 )
 def test_settings_out_of_range_are_refused(spatext, settings, message):

@@ -35,6 +35,8 @@ from spatext_lab.diffusion import initial_noise
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
+from spatext_lab.spatext.prior import LinearPrior
+from spatext_lab.spatext.widen import narrow_input
 from spatext_lab.text_to_image import base
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from tests.tiny import BARE, OTHER, SCENE, final, tiny_model, tiny_stable_diffusion
@@ -232,7 +234,7 @@ def test_generators_give_the_noise_in_place_of_a_seed(pipeline):
     assert torch.equal(one, pipeline(scenes, latents=noise, **settings).images)
     with pytest.raises(ValueError, match="generator holds 3 for 2 images; pass one per image"):
         pipeline(scenes, generator=[*several, several[0]], **settings)
-    with pytest.raises(ValueError, match="seed is 1 and generator is given too; pass one of them"):
+    with pytest.raises(ValueError, match="seed is 1 and generator is passed too; pass one of them"):
         pipeline(scenes, generator=several, seed=1, **settings)
 
 
@@ -328,15 +330,15 @@ def test_the_signature_is_visible(pipeline):
             "num_inference_steps is 0; pass a whole number from 1 to 1000",
         ),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001"),
-        ({"guidance_scale": -1.0}, "scale is -1"),
-        ({"guidance_scale": float("nan")}, "scale is nan"),
+        ({"guidance_scale": -1.0}, "^guidance_scale is -1"),
+        ({"guidance_scale": float("nan")}, "^guidance_scale is nan"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808; pass a whole number from 0 to"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "jpg"}, "output_type is 'jpg'; pass one of pil, np, pt, latent"),
         (
             {"negative_prompt": ["a", "b", "c"]},
-            "negative_prompt holds 3 texts; pass 1",
+            "negative_prompt holds 3 texts; pass one text, or a list of 1",
         ),
         ({"latents": torch.zeros(1, 1, 2, 2)}, r"latents has shape \(1, 1, 2, 2\)"),
         ({"latents": torch.zeros(3, 4, 16, 16)}, r"latents has shape \(3, 4, 16, 16\); pass"),
@@ -350,6 +352,88 @@ def test_settings_out_of_range_are_refused_by_name(pipeline, settings, message):
 def test_no_scenes_are_refused(pipeline):
     with pytest.raises(ValueError, match="scenes is empty; pass at least one"):
         pipeline([])
+
+
+STEPS = "num_inference_steps is .*; pass a whole number from 1 to 1000"
+IMAGES = "num_images_per_prompt is .*; pass a whole number >= 1"
+SEED = "seed is .*; pass a whole number from 0"
+SCALE = "^guidance_scale is .*; pass a finite number >= 0"
+NEGATIVE = "negative_prompt is .*; pass a text, or one per scene"
+LATENTS = torch.zeros(1, 4, 16, 16)
+WRONG = [
+    *(("num_inference_steps", value, STEPS) for value in (None, True, 2.0, "2", 0, 1001)),
+    *(("num_images_per_prompt", value, IMAGES) for value in (0, -1, 2.5, True, None, "2")),
+    *(("seed", value, SEED) for value in (True, 1.5, "1", -1, [1])),
+    *(("guidance_scale", value, SCALE) for value in ("2", None, [2.0], float("inf"))),
+    *(("negative_prompt", value, NEGATIVE) for value in (5, ["a", 5], {"a": 1})),
+    ("negative_prompt", [], "negative_prompt holds 0 texts; pass one text, or a list of 1"),
+    *(("generator", value, "generator is .*; pass a torch.Generator") for value in (5, "abc", [3])),
+    ("generator", [], "generator holds 0 for 1 images"),
+    ("latents", "noise", "latents is of type str; pass finite floating-point numbers of shape"),
+    ("latents", LATENTS.long(), "latents is of type torch.int64; pass finite"),
+    ("latents", LATENTS[0], r"latents has shape \(4, 16, 16\); pass finite"),
+    ("latents", LATENTS / 0, "latents has 1024 infinite or NaN"),
+    ("callback_on_step_end", 5, "callback_on_step_end is 5; pass f"),
+    ("callback_on_step_end", lambda *_: 5, "callback_on_step_end returned 5; pass f"),
+    ("callback_on_step_end", lambda *_: {"latent": 1}, "returned {'latent': 1}; pass f"),
+    ("callback_on_step_end", lambda *_: {"latents": LATENTS[0]}, r"latents has shape \(4, 16, 16"),
+    ("callback_on_step_end", lambda *_: {"latents": LATENTS / 0}, "latents has 1024 infinite"),
+    ("callback_on_step_end", lambda *_: {"latents": None}, "latents is of type NoneType"),
+]
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("kind", ["text-to-image", "spatext", "reco"])
+@pytest.mark.parametrize(("field", "value", "message"), WRONG)
+def test_an_argument_of_a_wrong_kind_is_named_with_its_right_form(
+    root, kind, field, value, message
+):
+    with pytest.raises(ValueError, match=message):
+        opened(root / kind, kind)(SCENE, **{"num_inference_steps": 1, field: value})
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scenes", [None, 5, "a scene", {"a": 1}, [SCENE, "a ball"]])
+def test_what_is_no_scene_is_named(root, kind, scenes):
+    with pytest.raises(ValueError, match=r"scenes\[\d\] is .*; pass a Scene, or a list of them"):
+        opened(root / kind, kind)(scenes)
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_numpy_are_numbers(root, kind):
+    pipeline = opened(root / kind, kind)
+    plain = {"seed": 3, "num_inference_steps": 2, "num_images_per_prompt": 2, "guidance_scale": 1.5}
+    numpy = {name: np.float64(v) if v == 1.5 else np.int64(v) for name, v in plain.items()}
+    assert torch.equal(final(pipeline, SCENE, **numpy), final(pipeline, SCENE, **plain))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_negative_prompt_without_guidance_has_one_warning(root, kind):
+    pipeline = opened(root / kind, kind)
+    settings = {"guidance_scale": 1.0, "negative_prompt": "a cave", "num_inference_steps": 2}
+    with pytest.warns(UserWarning, match="negative_prompt has no effect") as caught:
+        pipeline([SCENE, OTHER], **settings)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline(SCENE, **settings | {"negative_prompt": ""})
+        if kind.startswith("spatext"):  # with a scale of its own for the map there is no "off"
+            pipeline(SCENE, region_guidance_scale=1.0, **settings)
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize("kind", ["text-to-image", "spatext", "spatext-pixel"])
+@pytest.mark.parametrize("captions", ["abc", ["a", 5]])
+def test_a_text_is_not_taken_for_a_list_of_letters(root, kind, captions):
+    pipeline = opened(root / kind, kind)
+    with pytest.raises(ValueError, match=r"captions is .*; pass a list of texts"):
+        pipeline.encode_captions(captions)
+    if kind != "text-to-image":
+        for embed in (pipeline.embed, pipeline.clip.encode_text):
+            with pytest.raises(ValueError, match=r"texts is .*; pass a list of texts"):
+                embed(captions)
 
 
 # --- texts that are too long ----------------------------------------------------------------------
@@ -379,7 +463,7 @@ def test_the_end_of_a_long_negative_prompt_is_named(pipeline, kind):
     limit = pipeline.clip.context_length if kind == "spatext-pixel" else None
     limit = limit or pipeline.tokenizer.model_max_length
     long = " ".join(["a"] * limit)
-    with pytest.warns(UserWarning, match="'a a' is truncated"):
+    with pytest.warns(UserWarning, match="^negative_prompt is longer .*'a a' is truncated"):
         pipeline(BARE, num_inference_steps=1, negative_prompt=long)
 
 
@@ -446,6 +530,37 @@ def test_a_precision_of_ones_own(folder, kind, argument):
     distance = (latents.float() - exact).square().mean().sqrt()
     assert 0 < distance < 0.2 * exact.std()
     assert half(SCENE, **settings).images[0].size == (64, 64)
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("reco", {"torch_dtype": "bfloat16"}, "torch_dtype is 'bfloat16'; pass a floating-point"),
+        ("reco", {"dtype": torch.int8}, r"torch_dtype is torch.int8; pass a floating-point type"),
+        ("reco", {"torch_dtype": {"unet": "half"}}, "torch_dtype is {'unet': 'half'}; pass"),
+        ("reco", {"use_safetensors": False}, "use_safetensors is False; weights are read from"),
+        (
+            "spatext",
+            {"variant": "fp16"},
+            "variant is 'fp16', which the parts from spatext_lab.clip",
+        ),
+        ("spatext", {"device_map": "balanced"}, "device_map is 'balanced', which the parts from"),
+    ],
+)
+def test_settings_of_loading_that_cannot_be_followed_are_named(root, kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        KINDS[kind].from_pretrained(root / kind, **settings)
+    if "variant" in settings:
+        with pytest.raises(ValueError, match=message):
+            opened(root / kind, kind).save_pretrained(root / "other", **settings)
+
+
+def test_a_variant_is_read(root, tmp_path):
+    reco = opened(root / "reco", "reco")
+    reco.save_pretrained(tmp_path, variant="fp16")
+    again = ReCoPipeline.from_pretrained(tmp_path, variant="fp16", use_safetensors=True)
+    assert torch.equal(final(again, SCENE, **TWO), final(reco, SCENE, **TWO))
 
 
 def test_weights_in_half_precision_are_read_in_single(folder, kind, tmp_path):
@@ -522,6 +637,45 @@ def test_from_pipe_hands_a_bases_parts_to_spatext(root):
     assert {p.dtype for p in grown.unet.parameters()} == {torch.float32}
     assert grown.config.most_regions == 3
     assert final(grown, SCENE, **TWO).isfinite().all()
+
+
+@pytest.mark.usefixtures("as_for_users")
+@pytest.mark.parametrize(
+    ("kind", "source", "parts", "message"),
+    [
+        (
+            "spatext",
+            "text-to-image",
+            {},
+            r"SpaTextPipeline lacks clip; pass .*from_pipe\(base, clip=...\)",
+        ),
+        ("text-to-image", None, {}, "pipeline is None; pass a pipeline that has been loaded"),
+        ("reco", "text-to-image", {"unett": 3}, "ReCoPipeline does not take unett; pass its parts"),
+        ("spatext", "text-to-image", {"clip": ...}, r"takes 0: .* unet=widen_input\(unet, 16\)"),
+    ],
+)
+def test_from_pipe_names_what_is_wrong(root, kind, source, parts, message):
+    start = opened(root / source, source) if source else None
+    if "clip" in parts:
+        parts = {"clip": opened(root / "spatext", "spatext").clip}
+    with pytest.raises(ValueError, match=message):
+        KINDS[kind].from_pipe(start, **parts)
+
+
+def test_channels_that_text_to_image_cannot_fill_are_named(root):
+    """A map's, and ReCo's coordinates, which zeros would pass for."""
+    text = TextToImagePipeline.from_pipe(opened(root / "spatext", "spatext"))
+    with pytest.raises(ValueError, match=r"unet has 16 input channels .* narrow_input"):
+        text(SCENE, **TWO)
+    narrow = TextToImagePipeline.from_pipe(text, unet=narrow_input(text.unet))
+    assert final(narrow, SCENE, **TWO).isfinite().all()
+
+
+def test_a_linear_prior_of_another_width_is_named(root):
+    parts = opened(root / "spatext", "spatext").components
+    prior = LinearPrior(torch.eye(8), torch.zeros(8))
+    with pytest.raises(ValueError, match="prior has embeddings of 8 numbers, clip of 16; pass"):
+        SpaTextPipeline(**parts | {"prior": prior})
 
 
 def test_to_moves_every_part(fresh):
@@ -662,6 +816,19 @@ def test_the_shipped_text_to_image_model_against_stable_diffusion():
     latents = theirs(captions, height=64, width=64, output_type="latent", **settings).images
     mine = ours([SCENE, OTHER], output_type="latent", **settings).images
     assert_close(mine, latents, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_karras_sigmas_against_stable_diffusion(stable_diffusion, scheduler):
+    ours = TextToImagePipeline.from_pretrained(stable_diffusion)
+    theirs = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    theirs.set_progress_bar_config(disable=True)
+    changed = scheduler.from_config(theirs.scheduler.config, use_karras_sigmas=True)
+    ours.scheduler, theirs.scheduler = changed, copy.deepcopy(changed)
+    given = {"num_inference_steps": 8, "latents": initial_noise([7], (4, 16, 16))}
+    given |= {"guidance_scale": 3.0, "output_type": "latent"}
+    latents = theirs([SCENE.caption], height=32, width=32, **given).images
+    assert_close(ours(SCENE, **given).images, latents, atol=1e-4, rtol=1e-4)
 
 
 # --- the progress bar -----------------------------------------------------------------------------

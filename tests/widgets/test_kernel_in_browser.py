@@ -14,7 +14,7 @@ from PIL import Image
 from spatext_lab.widgets.live import Live
 from spatext_lab.widgets.painter import Painter
 class Toy:
-    pause, error = 0, None
+    pause, error, unet = 0, None, torch.nn.Identity()
     def stream(self, scene, *, seed, num_inference_steps, **settings):
         for step in range(num_inference_steps):
             time.sleep(self.pause)

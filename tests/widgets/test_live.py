@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class Toy(TextToImagePipeline):
     def __init__(self) -> None:
         self.drawn, self.go, self.at = [], threading.Event(), threading.Semaphore(0)
         self.go.set()
+        self.unet = torch.nn.Identity()
 
     def stream(self, scene, *, seed, num_inference_steps, guidance_scale):
         if seed == 13:
@@ -161,6 +163,33 @@ def test_a_stop_comes_between_two_steps(live, toy):
     live.press("draw")  # what was broken off is not remembered as finished
     assert live.wait()[-1]["finished"]
     assert len(toy.drawn) == 1 + live.steps
+
+
+def test_sampling_has_few_threads_until_it_ends_or_is_stopped(live, toy, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def few_threads(network):
+        assert network is toy.unet
+        seen.append(len(toy.drawn))
+        try:
+            yield
+        finally:
+            seen.append(len(toy.drawn))
+
+    monkeypatch.setattr("spatext_lab.widgets.live.few_threads", few_threads)
+    live.draw()
+    assert seen == [0, live.steps]
+    toy.go.clear()
+    live.seed = 1
+    while toy.at.acquire(blocking=False):  # those of the first image
+        pass
+    live.press("draw")
+    toy.at.acquire()
+    live.press("stop")
+    toy.go.set()
+    assert live.wait()[-1] == {"stopped": True}
+    assert seen[2:] == [live.steps, live.steps + 1]
 
 
 def test_a_second_request_ends_the_first(live, toy):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PaintSkills in the pocket world: prompts with layouts that ask for one skill at a time.
 
-Cho, Zala and Bansal, "DALL-Eval", arXiv 2202.04053: can a model draw the object that it is asked
-for (object), so many of them (count), in that colour (colour), on that side of another (spatial)?
+Cho, Zala and Bansal, "DALL-Eval", arXiv 2202.04053: does a model generate the object that the
+prompt names (object), so many of them (count), in that colour (colour), on that side of another
+(spatial)?
 Item *k* of a skill's split is the same on every machine; the splits are as long as the paper's.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a text-to-image model learns drawing from: objects large and close, then whole scenes.
+"""What a text-to-image model is trained on: objects large and close, then whole scenes.
 
-In a whole scene an object is a few cells of the latents, so what a caption says of it hardly shows
-in the loss. Here objects also fill the frame: as crops of a scene, at the scene's own scale, and as
+In a whole scene an object covers few cells of the latents, so its words hardly matter in the
+loss. Here objects also fill the frame: as crops of a scene, at the scene's own scale, and as
 whole images of large objects at half the resolution. Captions go from poor ("a fish") to rich
 (every object with its colour, its pattern and where it is). No boxes and no masks: a model that is
 trained on these captions alone. Item *k* is the same on every machine, and there is no last one.

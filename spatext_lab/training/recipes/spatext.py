@@ -78,8 +78,10 @@ def base_parts(
     reader = Clip.from_pretrained(part(clip, "spatext/clip", home)).to(device)
     try:
         place = part(prior, "spatext/prior", home)
-    except FileNotFoundError:  # then the text embeddings themselves are used
-        return start, reader, None
+    except FileNotFoundError:
+        if prior is not None:
+            raise
+        return start, reader, None  # then the text embeddings themselves are used
     return start, reader, DiffusionPrior.from_pretrained(place).to(device)
 
 

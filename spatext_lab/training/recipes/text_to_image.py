@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pocket text-to-image model: a small Stable Diffusion that learns to draw by captions alone.
+"""The pocket text-to-image model: a small Stable Diffusion trained on captions alone.
 
 One run in two stages. At first all images have 8 x 8 latents: crops around an object and large
 objects at half the resolution, which cost a quarter of a whole image and show what a caption says

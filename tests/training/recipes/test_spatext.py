@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpaText's recipe: it starts as its base, learns to read the map, and is saved as it is."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +107,17 @@ def test_a_saved_model_is_the_trained_one(root, tmp_path):
     }
     want = final(SpaTextPipeline.from_pipe(base, **parts), SCENE, num_inference_steps=2)
     assert_close(final(model, SCENE, num_inference_steps=2), want, atol=2e-2, rtol=2e-2)
+
+
+def test_a_base_has_a_prior_or_none_but_no_half_of_one(root, tmp_path):
+    for part in ("text-to-image", "spatext"):
+        shutil.copytree(root / part, tmp_path / part)
+    whole = spatext.base_parts(str(tmp_path), "cpu")
+    assert whole[2].embedding_dim == whole[1].embedding_dim
+    (tmp_path / "spatext/prior/scheduler/scheduler_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"scheduler_config.json is missing"):
+        spatext.base_parts(str(tmp_path), "cpu")
+    shutil.rmtree(tmp_path / "spatext/prior")
+    assert spatext.base_parts(str(tmp_path), "cpu")[2] is None
+    with pytest.raises(FileNotFoundError, match="model is .*nowhere"):
+        spatext.base_parts(str(tmp_path), "cpu", prior=tmp_path / "nowhere")

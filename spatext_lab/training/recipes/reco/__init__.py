@@ -83,8 +83,8 @@ def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
         Scene(scene.caption, [r for r in scene.regions if not is_thin(r.box, bins)])
         for scene in pool.scenes
     ]
-    thin = sum(len(scene.regions) for scene in pool.scenes)
-    if thin := thin - sum(len(scene.regions) for scene in kept):
+    before, after = (sum(len(scene.regions) for scene in each) for each in (pool.scenes, kept))
+    if thin := before - after:
         print(f"{thin} boxes are thinner than one of {bins} bins and dropped")
     return replace(pool, scenes=kept)
 
@@ -141,7 +141,7 @@ def fine_tune(
 def draw_scenes(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
     """The scenes of a training step: a caption each and the regions in random order, some dropped.
 
-    Three independent draws per image, p = DROP each: drop the caption, the regions, both.
+    Three independent decisions per image, p = DROP each: drop the caption, the regions, both.
     """
     captions = pool.draw_captions(index, generator)
     scenes = []
