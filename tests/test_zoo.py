@@ -172,6 +172,7 @@ def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path,
     assert zoo.folder("sd15").resolve() == here / "models" / "sd15"
 
 
+@pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize("part", ["..", "../other", "spatext/../../other", None])
 def test_a_part_lies_within_its_model(model, part):
     (model.parent / "other").mkdir()
