@@ -119,5 +119,5 @@ def test_a_base_has_a_prior_or_none_but_no_half_of_one(root, tmp_path):
         spatext.base_parts(str(tmp_path), "cpu")
     shutil.rmtree(tmp_path / "spatext/prior")
     assert spatext.base_parts(str(tmp_path), "cpu")[2] is None
-    with pytest.raises(FileNotFoundError, match="model is .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"model is .*nowhere"):
         spatext.base_parts(str(tmp_path), "cpu", prior=tmp_path / "nowhere")
