@@ -179,6 +179,20 @@ def ablation(args: argparse.Namespace) -> int:
     return 0
 
 
+def why(args: argparse.Namespace) -> int:
+    """Says whether a model uses its layout, and why not; exit code 1 where it does not."""
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    from spatext_lab.evaluation.why import why
+
+    report = why(args.folder, **given(args))
+    print(report.markdown(), end="")
+    if args.out:
+        report.write(args.out)
+        print(args.out / "why.md")
+    return 0 if report.used else 1
+
+
 def tour(args: argparse.Namespace) -> int:
     """Takes the tour."""
     from spatext_lab import tour

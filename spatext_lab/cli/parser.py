@@ -95,6 +95,7 @@ def build_parser() -> Parser:
         _add_evaluate,
         _add_compare,
         _add_ablation,
+        _add_why,
         _add_tour,
     ):
         add(to)
@@ -206,6 +207,15 @@ def _add_ablation(to: Any) -> None:
     methods = {"choices": ("spatext", "reco"), "default": "spatext", "help": "(spatext)"}
     command.add_argument("--method", **methods)
     _add_flags(command, options("spatext_lab.evaluation.spatext_tables", "run"))
+
+
+def _add_why(to: Any) -> None:
+    what = "is the layout used at all? The loss with and without it, and why not (exit code 1)"
+    command = _command(to, commands.why, "why", what, "why data/pocket/reco --out outputs/why")
+    add = command.add_argument
+    add("folder", metavar="FOLDER", help="of a SpaText or ReCo model")
+    _add_flags(command, _of("spatext_lab.evaluation.why", "why", "scenes seed data"))
+    add("--out", type=Path, metavar="DIR", help="also write why.md, why.json and why.png here")
 
 
 def _add_tour(to: Any) -> None:

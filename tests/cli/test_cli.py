@@ -19,7 +19,7 @@ from spatext_lab.scene import Region, Scene
 
 COMMANDS = (
     *("", "doctor", "data", "data pocket", "data coco"),
-    *("scene", "train", "sample", "evaluate", "ablation", "tour"),
+    *("scene", "train", "sample", "evaluate", "ablation", "why", "tour"),
     *("study", "study make", "study collect"),
 )
 
@@ -593,3 +593,30 @@ def test_prompts_are_of_skills(capsys):
     assert "--prompts is count_val.json; it is read with --skills alone" in one_line(capsys)
     assert typed("evaluate --method text --skills --prompts count_val.json") == 2
     assert "pass ROOT/count/scenes/count_val.json" in one_line(capsys)
+
+
+def test_why_has_the_verdict_as_exit_code(tmp_path, monkeypatch, capsys):
+    from spatext_lab.evaluation import why
+
+    class Report:
+        used = True
+
+        def markdown(self):
+            return "The boxes are used.\n"
+
+        def write(self, out):
+            (out / "why.md").write_text(self.markdown())
+
+    asked = []
+    monkeypatch.setattr(why, "why", lambda *a, **k: asked.append((a, k)) or Report())
+    line = f"why models/reco --scenes 16 --out {tmp_path / 'new'}"
+    assert typed(line) == 0
+    assert asked == [(("models/reco",), {"scenes": 16})]
+    assert capsys.readouterr().out == f"The boxes are used.\n{tmp_path / 'new' / 'why.md'}\n"
+    monkeypatch.setattr(Report, "used", False)
+    assert typed("why models/reco") == 1
+
+
+def test_why_names_a_folder_that_is_no_model(tmp_path, capsys):
+    assert typed(f"why {tmp_path}") == 2
+    assert "has no model_index.json: it is no model" in one_line(capsys)
