@@ -143,7 +143,7 @@ def load(folder: str | Path) -> Pipeline:
         no_layout = "this model has no layout, only a caption"
         rather = no_layout if kind in PLAIN else "pass the folder of a SpaText or ReCo model"
         raise ValueError(f"{place} is a {kind}: {rather}")
-    pipeline = READERS[kind].from_pretrained(zoo.folder(str(place)))
+    pipeline = READERS[kind].from_pretrained(zoo.folder(str(place.absolute())))
     if isinstance(pipeline, ReCoPipeline) and not pipeline.position_tokens.bins:
         if kind != "ReCoPipeline":
             raise ValueError(f"{place} is a {kind}: this model has no layout, only a caption")

@@ -128,38 +128,47 @@ def misreading(
 def _finding(part: str, name: str, found: Effect, edges: list[int]) -> Finding:
     """By the interval of the mean over t; if that is not clear, by the bins' own."""
     verb = "is" if part == "caption" else "are"
-    apart = f"with another image's the loss is {_percent(found)}"
     peak = max(range(len(found.by_t)), key=lambda b: found.by_t[b][0])
-    where = f"t = {edges[peak]} to {edges[peak + 1] - 1}"
     if found.low > LEAST:
-        most = f"most at {where} ({found.by_t[peak][0]:+.0%})"
-        return Finding(part, "used", f"{name} {verb} used: {apart}, {most}.")
+        most = f"most at {_times(edges, peak)} ({found.by_t[peak][0]:+.0%})"
+        said = f"used: with another image's the loss {_changes(found)}, {most}"
+        return Finding(part, "used", f"{name} {verb} {said}.")
     strong = [b for b, (_, low, _) in enumerate(found.by_t) if low > LEAST]
     if strong:
         best = max(strong, key=lambda b: found.by_t[b][1])
         mean, low, high = found.by_t[best]
-        at = f"t = {edges[best]} to {edges[best + 1] - 1} ({mean:+.1%}, {low:+.1%} to {high:+.1%})"
-        return Finding(part, "weak", f"{name} {verb} used a little, only at some t: {at}.")
+        said = f"{_times(edges, best)} ({mean:+.1%}, {low:+.1%} to {high:+.1%})"
+        return Finding(part, "weak", f"{name} {verb} used a little, only at some t: {said}.")
     if found.high < CLEAR:
-        bound = max(abs(found.low), abs(found.high))
-        less = f"less than {bound:.1%}" if bound >= 0.0005 else "nothing (less than 0.05 %)"
-        ends = f"own and another image's differ by {less} of the loss ({_percent(found)})"
-        return Finding(part, "unused", f"{name} {verb} NOT used: {ends}.")
-    unclear = f"whether {name} {verb} used is not clear: {apart}; take more images (--scenes)."
-    return Finding(part, "unclear", unclear)
+        bound = max(abs(found.low), abs(found.high), 0.001)
+        said = f"own and another image's differ by less than {bound:.1%} of the loss"
+        return Finding(part, "unused", f"{name} {verb} NOT used: {said}, {_signed(found)}.")
+    said = f"with another image's the loss changes by {_signed(found)}; take more images (--scenes)"
+    return Finding(part, "unclear", f"whether {name} {verb} used is not clear: {said}.")
 
 
 def _misread(noun: str, name: str, found: Effect) -> str:
     return (
-        f"the {noun} are used, but read wrongly: {name}. Changed that way, the loss is "
-        f"{_percent(found)}, and lower than without any."
+        f"the {noun} are used, but read wrongly: {name}. Changed that way, the loss "
+        f"{_changes(found)}, and is lower than without any."
     )
 
 
-def _percent(found: Effect) -> str:
+def _times(edges: list[int], b: int) -> str:
+    return f"t = {edges[b]} to {edges[b + 1] - 1}"
+
+
+def _changes(found: Effect) -> str:
+    """An increase or a decrease that is certain."""
+    verb = "rises" if found.mean > 0 else "falls"
+    low, high = sorted((abs(found.low), abs(found.high)))
     digits = 0 if abs(found.mean) >= 0.1 else 1
-    mean, low, high = (f"{value:+.{digits}%}" for value in (found.mean, found.low, found.high))
-    return f"{mean} (95 % interval {low} to {high})"
+    mean, low, high = (f"{value:.{digits}%}" for value in (abs(found.mean), low, high))
+    return f"{verb} by {mean} (95 % interval {low} to {high})"
+
+
+def _signed(found: Effect) -> str:
+    return f"{found.mean:+.1%} (95 % interval {found.low:+.1%} to {found.high:+.1%})"
 
 
 # --- causes ---------------------------------------------------------------------------------------
