@@ -410,7 +410,7 @@ def test_what_is_no_model_is_named(tiny, tmp_path):
         why(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"has no model_index.json: it is no model"):
         why(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"pass one of those in it: reco, "):
+    with pytest.raises(FileNotFoundError, match=r"pass one of those in it: .*reco, "):
         why(tiny)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(ValueError, match="is a FluxPipeline: pass the folder of a SpaText or ReCo"):
