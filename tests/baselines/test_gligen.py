@@ -163,6 +163,17 @@ def test_grounding_tokens_against_a_slow_loop(stirred):
     np.testing.assert_allclose(got[1, 0], got[0, 2], atol=1e-5)  # as padding is
 
 
+def test_tokens_of_different_objects_differ_before_training(closed):
+    """In text or box; so that attention can tell them apart."""
+    boxes = ((0.1, 0.1, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9))
+    scene = Scene("c", [Region(text, box=b) for text in ("a red ball", "a house") for b in boxes])
+    objects = closed.objects([scene])[:, :4]
+    with torch.no_grad():
+        tokens = closed.unet.position_net(objects[..., 1:5], objects[..., 0], objects[..., 5:])[0]
+    alike = torch.nn.functional.cosine_similarity(tokens[:, None], tokens, dim=-1)
+    assert alike[~torch.eye(4, dtype=torch.bool)].mean() < 0.85
+
+
 def layer_norm(x: np.ndarray, w: dict, name: str) -> np.ndarray:
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     return x * w[f"{name}.weight"] + w[f"{name}.bias"]

@@ -100,13 +100,14 @@ def test_a_dropped_layout_is_null_tokens(root):
     assert (predictions[0] - predictions[1]).abs().max() > 1e-4
 
 
-def test_the_loss_is_that_of_captions_and_objects(root):
+@pytest.mark.parametrize("seed", [3, 5])  # the first timestep of one is late, of the other early
+def test_the_loss_is_that_of_captions_and_objects(root, seed):
     """With the step's own random numbers drawn again by hand, and the network called by hand."""
     job = gligen.make(PLAN, "cpu")
     model = GligenPipeline.from_pretrained(root / "gligen")
     found = list(views.pocket_views(views.SCENES, views.PER_SKILL, 64, PLAN.seed))
     pool = cache.build(found, len(found), model.vae)
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(pool), (gligen.BATCH,), generator=generator)
     scenes = gligen.draw_scenes(pool, index, generator)
     noise = torch.randn(pool.latents[index].shape, generator=generator)
@@ -121,4 +122,4 @@ def test_the_loss_is_that_of_captions_and_objects(root):
         x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
         v = model.unet(x_t, t, text, cross_attention_kwargs={"gligen": grounding}).sample
         want = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square().mean()
-        assert_close(loss_of(job, 3), want, atol=1e-4, rtol=1e-4)
+        assert_close(loss_of(job, seed), want, atol=1e-4, rtol=1e-4)
