@@ -7,9 +7,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from PIL import Image
+from scipy import linalg, stats
 from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.fid import FrechetInceptionDistance
 
+from spatext_lab import zoo
+from spatext_lab.clip import Clip
+from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.evaluation.metrics import (
     bootstrap,
     frechet_distance,
@@ -18,6 +23,7 @@ from spatext_lab.evaluation.metrics import (
     region_correct,
     touching,
 )
+from spatext_lab.images import to_tensor, to_unit
 
 
 def slow_touching(patches: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -175,6 +181,25 @@ def test_regions_of_one_scene_are_drawn_together():
     assert together == pytest.approx(np.ptp(bootstrap(once, np.arange(300), draws=4000)), rel=0.1)
 
 
+def test_the_interval_against_scipys_bootstrap():
+    """Scenes of one to four regions: scipy resamples pairs (sum, number) and takes their ratio."""
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 5, 200)
+    groups = np.arange(200).repeat(counts)
+    values = rng.normal(np.repeat(rng.random(200), counts), 0.2)
+    sums = np.bincount(groups, values)
+    theirs = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
+        paired=True,
+        n_resamples=8000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    ours = bootstrap(values, groups, draws=8000)
+    np.testing.assert_allclose(ours, theirs, atol=0.05 * (theirs.high - theirs.low))
+
+
 def test_groups_of_many_sizes_against_a_loop():
     """The very draws, taken one by one: a mean over regions, not a mean of the scenes' means."""
     values, groups = [1.0, 0, 0, 1, 1, 0.5, 0, 1], [7, 7, 7, 3, 3, 9, 2, 2]
@@ -214,3 +239,31 @@ def test_frechet_distance_of_numbers_is_known():
     b = np.array([[2.0, 3.0], [6.0, 3.0]])  # mean 4 and 3, variance 8 and 0
     assert frechet_distance(a, b) == pytest.approx(16 + 9 + (2**0.5 - 8**0.5) ** 2)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+class Embedding(torch.nn.Module):
+    """The pocket CLIP as torchmetrics wants a feature extractor: uint8 images to vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
+        self.num_features = self.clip.embedding_dim
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.clip.encode_images(images / 255)
+
+
+@torch.no_grad()
+def test_frechet_distance_against_torchmetrics_on_images():
+    """True scenes of two splits, embedded by the pocket CLIP; their class has no better digits."""
+    sets = [[pocket_item(split, k).image for k in range(100)] for split in ("val", "test")]
+    batches = [torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2) for some in sets]
+    network = Embedding()
+    theirs = FrechetInceptionDistance(network)
+    for batch, real in zip(batches, (True, False), strict=True):
+        theirs.update(batch, real=real)
+    clouds = [
+        network.clip.encode_images(to_unit(to_tensor(map(Image.fromarray, some)))).numpy()
+        for some in sets
+    ]
+    assert frechet_distance(*clouds) == pytest.approx(theirs.compute().item(), rel=2e-3)
