@@ -268,7 +268,7 @@ def test_a_scene_that_no_sentence_can_say(tmp_path, quick, monkeypatch):
     Scene("a moon", [Region("a <bin003> ball", box=(0, 0, 0.5, 1))]).save(tmp_path / "mine.json")
     index = tour.run(tmp_path / "out", scene=tmp_path / "mine.json", **quick)
     said = Seen(index.read_text(encoding="utf-8")).text
-    assert "This scene cannot be said so: regions[0].text is 'a <bin003> ball'" in said
+    assert "This scene cannot be tokenized: regions[0].text is 'a <bin003> ball'" in said
 
 
 def test_a_backdrop_is_left_to_the_caption(tmp_path, quick, monkeypatch):
