@@ -136,11 +136,13 @@ def test_without_regions_it_is_the_text_to_image_model(base):
 
 def test_an_image_is_the_same_alone_and_in_a_batch(base):
     pipeline = LayoutGuidancePipeline.from_pipe(base, iterations=1, until=500)
-    settings = {"num_inference_steps": 3, "negative_prompt": "a tree"}
+    settings = {"num_inference_steps": 3}
     scenes = [OTHER, SCENE]
-    batch = final(pipeline, scenes, seed=5, num_images_per_prompt=2, **settings)
-    for k, scene in enumerate(scene for scene in scenes for _ in range(2)):
-        alone = final(pipeline, scene, seed=5 + k, **settings)[0]
+    negative, two = ["a tree", "snow"], {"num_images_per_prompt": 2}
+    batch = final(pipeline, scenes, seed=5, negative_prompt=negative, **two, **settings)
+    for k in range(2 * len(scenes)):
+        own = {"seed": 5 + k, "negative_prompt": negative[k // 2]}
+        alone = final(pipeline, scenes[k // 2], **own, **settings)[0]
         assert_close(batch[k], alone, atol=1e-3, rtol=1e-3)
 
 
