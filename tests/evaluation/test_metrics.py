@@ -186,7 +186,7 @@ def test_the_interval_against_scipys_bootstrap():
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 5, 200)
     groups = np.arange(200).repeat(counts)
-    values = rng.normal(np.repeat(rng.random(200), counts), 0.2)
+    values = rng.normal(np.repeat(rng.random(200) + counts, counts), 0.2)  # larger where many are
     sums = np.bincount(groups, values)
     theirs = stats.bootstrap(
         (sums, counts),
