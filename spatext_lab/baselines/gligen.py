@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLIGEN (arXiv 2301.07093): boxes with texts as grounding tokens of a frozen base.
-
-A model folder holds the gated layers alone; all else is read from their base.
-"""
+"""GLIGEN (arXiv 2301.07093): boxes with texts as grounding tokens of a frozen base."""
 
 import json
 from collections.abc import Sequence
