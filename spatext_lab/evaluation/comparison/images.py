@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -253,9 +253,9 @@ def sample_all(order: Order, methods: Sequence[str]) -> dict[str, dict[str, Any]
                 "a process that sampled was killed, perhaps for memory; its images are kept: run "
                 "the same command again"
             ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        finally:
+            for future in running:  # after Ctrl-C, what has not begun is not begun
+                future.cancel()
 
 
 def _alone() -> None:
@@ -275,5 +275,5 @@ def _watch(running: dict[Future, str], order: Order, bar: Progress) -> None:
                 print(f"{running[future]} is left out: {why}", file=sys.stderr)
 
 
-def _count(order: Order, methods: Iterator[str] | Sequence[str]) -> int:
+def _count(order: Order, methods: Iterable[str]) -> int:
     return sum(len(list(order.folder(method).glob("*/*.png"))) for method in methods)
