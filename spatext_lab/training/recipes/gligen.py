@@ -19,8 +19,8 @@ from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco.views import examples
 
 BATCH = 16
-# Without the caption, boxes and their texts must be read; our choice. Grounding is dropped as in the
-# released code, so that guidance has a null.
+# Without the caption, boxes and their texts must be read; our choice. Grounding is dropped as in
+# the released code, so that guidance has a null.
 DROP_CAPTION, DROP_GROUNDING = 0.5, 0.1
 LEAST_OBJECTS = 8  # that the model takes, although pocket scenes have fewer
 
