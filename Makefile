@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour models test browser lab lint format wheel notebooks house api tables clean moved
+.PHONY: help setup tour models test browser lab lint format wheel notebooks house api tables benchmarks clean moved
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [COCO=/path/to/coco]"
@@ -68,6 +68,9 @@ api: $(STAMP)  ## docs/api.md and docs/tree.md anew, from the docstrings
 
 tables: $(STAMP)  ## the tables of README, docs and cards anew, from docs/measured
 	@$(PY) docs/make_tables.py
+
+benchmarks: $(STAMP)  ## speed beside other libraries and methods, one table
+	@$(PY) -m benchmarks
 
 wheel: $(STAMP)  ## dist/*.whl, the pocket models inside
 	@$(PY) -m hatchling build --target wheel

@@ -1,41 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of reading annotations of COCO train2017's size, beside pycocotools.
+"""Reading annotations in COCO's format, beside pycocotools: time and memory.
 
-    python benchmarks/coco_reading.py FOLDER [--images 118287]
-
-Makes up instances and captions in FOLDER (kept for the next run), with outlines of rendered scenes
-and licences spread about as in COCO. Then each reader runs in a process of its own. Memory is the
-highest RssAnon, what the process owns; pages of a mapped file are not counted (Linux only). There
-are no image files: our reader reads all annotations and then reports each image as missing.
+The annotations are made up and kept for the next run: outlines of rendered scenes, and licences
+spread about as in COCO. Each reader runs in a process of its own. Memory is the highest RssAnon,
+what the process owns; pages of a mapped file are not counted (Linux only). There are no image
+files: our reader reads all annotations and then reports each image as missing.
 """
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
+from benchmarks.timer import Case, Setup
 from spatext_lab.datasets.pocket import pocket_item
 
-IMAGES, OBJECTS, CAPTIONS = 118_287, 7.27, 5  # train2017: 860,001 objects
+IMAGES, OBJECTS, CAPTIONS = 20_000, 7.27, 5  # a sixth of train2017, with its objects an image
 WIDTH, HEIGHT, CORNERS = 640, 480, 22
 LICENCE_WEIGHTS = (27, 13, 28, 16, 6, 10)
-OURS = "from spatext_lab.datasets.coco import read_coco as read\nread({root!r}, 'train', {how})"
-THEIRS = (
-    "from pycocotools.coco import COCO\n"
-    "a = COCO('{root}/annotations/instances_train2017.json')\n"
-    "b = COCO('{root}/annotations/captions_train2017.json')"
+KINDS = ("instances", "captions")
+OURS = (
+    "from spatext_lab.datasets.coco import read_coco\n"
+    "found = read_coco({root!r}, 'train', {how}).report\n"
+    "print(found.found)"
 )
-READERS = {
-    "pycocotools, two COCO()": THEIRS,
-    "read_coco, free licences": OURS.replace("{how}", "check_images=False"),
-    "read_coco, all licences": OURS.replace("{how}", "check_images=False, licences=None"),
+THEIRS = (
+    "from contextlib import redirect_stdout\n"
+    "from pycocotools.coco import COCO\n"
+    "with redirect_stdout(None):\n"
+    "    a = COCO({root!r} + '/annotations/instances_train2017.json')\n"
+    "    b = COCO({root!r} + '/annotations/captions_train2017.json')\n"
+    "print(len(a.imgs))"
+)
+HOW = {
+    "free licences": "check_images=False",
+    "all licences": "check_images=False, licences=None",
 }
+
+
+def cases(setup: Setup) -> Iterator[Case]:
+    """Time for free licences (our default) and for all, then memory."""
+    if find_spec("pycocotools") is None:
+        print("coco: skipped, for pycocotools is not installed")
+        return
+    images = 100 if setup.quick else IMAGES
+    root = setup.folder / f"coco-{images}"
+    files = [root / f"annotations/{kind}_train2017.json" for kind in KINDS]
+    if not all(file.exists() for file in files):
+        write(root, images)
+    for file in files:
+        file.read_bytes()  # all readers find them in the page cache
+    theirs = Reader(THEIRS.format(root=str(root)))
+    for name, how in HOW.items():
+        ours = Reader(OURS.format(root=str(root), how=how))
+        yield Case(f"{images:,} images in COCO format, {name} / pycocotools", ours, theirs)
+    if Path("/proc/self/status").exists():
+        what = f"{images:,} images, all licences, memory / pycocotools"
+        yield Case(what, ours, theirs, clock="memory")
+
+
+class Reader:
+    """A process that runs some code; a call returns the number that it prints.
+
+    Attributes:
+        peak: GB that the last process owned at most.
+    """
+
+    def __init__(self, code: str) -> None:
+        self.code, self.peak = code, 0.0
+
+    def __call__(self) -> int:
+        command = [sys.executable, "-c", self.code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        status, peak = Path(f"/proc/{process.pid}/status"), 0
+        while process.poll() is None:
+            lines = status.read_text().splitlines() if status.exists() else ()
+            peak = max([peak, *(int(each.split()[1]) for each in lines if "RssAnon" in each)])
+            time.sleep(0.01)
+        if process.returncode:
+            raise SystemExit(f"the reader failed with exit code {process.returncode}")
+        self.peak = peak / 1e6
+        return int(process.stdout.read())
 
 
 def outlines(count: int = 200) -> list[np.ndarray]:
@@ -109,48 +160,3 @@ def _stream(path: Path, head: dict, annotations) -> None:
             file.write(", " * (number > 0) + json.dumps(annotation))
         file.write("]}")
     part.replace(path)
-
-
-def measure(code: str) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak GB (RssAnon) of a process that runs the code."""
-    started, before, peak = time.perf_counter(), os.times(), 0
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    status = Path(f"/proc/{process.pid}/status")
-    while process.poll() is None:
-        lines = status.read_text().splitlines()
-        own = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
-        peak = max(peak, *own, 0)
-        time.sleep(0.01)
-    if process.returncode:
-        raise SystemExit(f"the reader failed with exit code {process.returncode}")
-    after = os.times()
-    busy = after.children_user + after.children_system
-    busy -= before.children_user + before.children_system
-    return time.perf_counter() - started, busy, peak / 1e6
-
-
-def main() -> None:
-    """Write the files if they are not there, then read them with each reader."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the made-up files are, about 0.6 GB")
-    parser.add_argument("--images", type=int, default=IMAGES, help="default: %(default)s")
-    args = parser.parse_args()
-    root = args.folder / f"coco-{args.images}"
-    files = [root / f"annotations/{kind}_train2017.json" for kind in ("instances", "captions")]
-    if not all(file.exists() for file in files):
-        write(root, args.images)
-    sizes = " + ".join(f"{file.stat().st_size / 1e6:.0f}" for file in files)
-    print(f"{args.images} images, instances + captions: {sizes} MB")
-    for file in files:
-        file.read_bytes()  # all readers find them in the page cache
-    print(f"{'':26} {'seconds':>13} {'CPU seconds':>13} {'GB':>13}")
-    base = None
-    for name, code in READERS.items():
-        found = measure(code.format(root=str(root)))
-        base = base or found
-        shown = (f"{a:7.2f} {a / b:.2f}x" for a, b in zip(found, base, strict=True))
-        print(f"{name:26}", " ".join(shown), flush=True)
-
-
-if __name__ == "__main__":
-    main()
