@@ -339,8 +339,8 @@ def test_boxes_passed_as_y_x():
     tokens, bins = pipeline.position_tokens, torch.tensor(pipeline.position_tokens.bin_ids)
     right = tokens.encode
 
-    def exchanged(scenes):
-        ids = right(scenes)
+    def exchanged(scenes, *args):
+        ids = right(scenes, *args)
         at = torch.isin(ids, bins)
         ids[at] = ids[at].view(-1, 4)[:, [1, 0, 3, 2]].flatten()
         return ids
