@@ -174,9 +174,10 @@ class UNetDenoiser:
             # An embedding of length 1 has d small numbers. Times sqrt(d), they have the variance
             # of the latents beside them (our choice), and the map is learned as fast.
             x_in = torch.cat([x_t, st_map.to(x_t) * st_map.shape[1] ** 0.5], dim=1)
-        text = {"encoder_hidden_states": condition.text.to(unet.dtype)}
+        dtype = unet.dtype  # diffusers looks through all weights for it
+        text = {"encoder_hidden_states": condition.text.to(dtype)}
         mask = condition.text_mask
-        prediction = unet(x_in.to(unet.dtype), t, **text, encoder_attention_mask=mask).sample
+        prediction = unet(x_in.to(dtype), t, **text, encoder_attention_mask=mask).sample
         return prediction.to(x_t.dtype)
 
 
