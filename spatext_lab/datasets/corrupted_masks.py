@@ -62,8 +62,8 @@ CORRUPTIONS: dict[str, Callable[[Mask], Mask]] = {
 }
 
 
-# Not in the paper, whose training masks are a segmenter's; its users paint (figure 1 of SpaText,
-# arXiv 2211.14305).
+# Not in the paper, whose training masks are a segmenter's (SpaText, arXiv 2211.14305), while its
+# users paint.
 def painted(mask: Mask, rng: Random) -> Mask:
     """A mask as somebody might paint it: a box, an ellipse, a blob, a thinner or thicker outline.
 

@@ -119,7 +119,7 @@ RECIPES = {
     "gligen": Recipe(
         "gligen",
         Plan(steps=6000, lr=1e-3),
-        0.3,
+        0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
     ),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
@@ -17,6 +18,7 @@ from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import choose_segments
 from spatext_lab.spatext.widen import widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
@@ -55,7 +57,8 @@ def make(
     least = choice.get("min_area", MIN_AREA)
     model = widened(*base_parts(base, device_of(device)), representation, least)
     examples, total, phrase = training_examples(data, model.image_size, **choice)
-    pool = cache.build(examples, total, model.vae, model.clip)
+    halves = isinstance(model.unet, PocketUNet)
+    pool = cache.build(examples, total, model.vae, model.clip, halves)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
@@ -63,6 +66,9 @@ def make(
         captions = pool.draw_captions(index, generator)
         exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
+        x_0 = pool.latents[index]
+        if halves and step % 4 == 0:  # as SpaText learns
+            x_0, covered = pool.half_latents[index], F.avg_pool2d(covered, 2)
         chosen = choose_segments(covered, COUNT, least, generator)
         texts = [
             [text for text, on in zip(pool.texts[i], row, strict=False) if on]  # rows are padded
@@ -73,7 +79,6 @@ def make(
         st_map = model.paint(pool.embeddings[index].to(model.device), covered, captions)
         drop = (torch.rand(2, BATCH, generator=generator) < DROP).to(model.device)
         condition = drop_conditions(replace(condition, st_map=st_map), *drop)
-        x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)

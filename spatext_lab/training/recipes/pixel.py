@@ -44,8 +44,8 @@ def make(plan: Plan, device: str, *, clip: Path | None = None, prior: Path | Non
     channels, d = fold.config.block_out_channels[-1], reader.embedding_dim
     unet = new_unet(channels + d, channels, d).to(memory_format=torch.channels_last)
     limits = {"most_regions": COUNT[1], "min_area": MIN_AREA}
-    # The network predicts x_0: of v's 48 channels a cell, most is noise that no network of this
-    # width can pass on, and what it misses stays in the image as speckle.
+    # The network predicts x_0: v is mostly noise, and 48 channels of it a cell have to pass through
+    # layers of 64. Whether this is where the speckle comes from is not measured.
     model = SpaTextPipeline(unet, fold, noise_schedule("sample"), reader, prior=learned, **limits)
     pool = cache.build(cache.pocket_examples(SCENES), SCENES, fold, reader)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
