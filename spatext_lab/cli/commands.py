@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,6 +108,7 @@ def train(args: argparse.Namespace) -> int:
     if wrong := sorted(options.keys() - {"out", "only", "steps", "workers", "device"}):
         flag = wrong[0].replace("_", "-")
         raise ValueError(f"--{flag} is an option of single recipes; leave it out with all")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops its runs too, as Ctrl-C does
     failed = everything.train_all(options.pop("out", Path("outputs/models")), **options)
     return 1 if failed else 0
 

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """All models by one command: order, times, interruption, failure, and the same bits again."""
 
+import os
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
 from spatext_lab import zoo
@@ -102,6 +108,21 @@ def test_a_chain_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch
     assert is_complete(stage, tmp_path / "cut", 4)
     weights = "judge/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "cut" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_terminated_chain_leaves_no_run_behind(tmp_path):
+    code = "from spatext_lab.cli.parser import main; raise SystemExit(main())"
+    words = ["train", "all", "--only", "judge", "--device", "cpu", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE)
+    log, end = tmp_path / "out" / "judge.log", time.monotonic() + 120
+    while not (log.is_file() and "judge: " in log.read_text()) and time.monotonic() < end:
+        time.sleep(0.1)
+    (run,) = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    assert b"the same command continues" in process.stderr.read()
+    assert not run.is_running()
 
 
 def test_wrong_input_is_named(tmp_path):
