@@ -24,6 +24,7 @@ from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.baselines.other_maps import KINDS
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
@@ -57,7 +58,7 @@ def final(pipeline, scenes, **settings) -> Tensor:
 def tiny_model(root: Path, seed: int = 0) -> Path:
     """Writes root/text-to-image, root/spatext (again as root/spatext-vectors), root/spatext-pixel,
     root/spatext-KIND for every other kind of map, root/judge, root/reco, root/reco-words,
-    root/reco-digits, and root/gligen.
+    root/reco-digits, root/gligen, and root/update-mask.
 
     The U-Nets read their maps and boxes: what training starts from at zero is random.
     """
@@ -80,6 +81,7 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
     for kind in (PositionalWordsPipeline, DigitCoordinatesPipeline):
         _tiny_written(kind, base).save_pretrained(root / WRITTEN[kind])
     tiny_gligen(root / "text-to-image").save_pretrained(root / "gligen")
+    UpdateMaskNetwork(4, WIDTH, width=16, depth=1).save_pretrained(root / "update-mask")
     return root
 
 

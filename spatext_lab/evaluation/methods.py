@@ -16,6 +16,8 @@ from spatext_lab.baselines.multidiffusion import MultiDiffusionPipeline
 from spatext_lab.baselines.other_maps import OtherMapsPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.regional_attention import RegionalAttentionPipeline
+from spatext_lab.baselines.summaries.pipeline import AcceleratedSpaTextPipeline
+from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
 from spatext_lab.diffusion import UNetDenoiser, guided, initial_noise, sample
 from spatext_lab.evaluation.tasks import Task
 from spatext_lab.images import decode, encode, to_images, to_tensor, to_unit
@@ -100,6 +102,12 @@ def _linear_prior(model: str) -> dict[str, Any]:
     return {"prior": LinearPrior.from_pretrained(zoo.folder(model, "spatext") / "prior")}
 
 
+def _update_mask(model: str) -> dict[str, Any]:
+    """All or nothing of each image: where few cells change, the U-Net is not asked."""
+    mask = UpdateMaskNetwork.from_pretrained(zoo.folder(model, "update-mask"))
+    return {"update_mask": mask, "spare": 0.05}
+
+
 def _true_embeddings(model: str, settings: dict[str, Any]) -> Sampler:
     """SpaText's sampling loop on maps of CLIP's image embeddings of the true segments."""
     pipeline = SpaTextPipeline.from_pretrained(zoo.folder(model, "spatext"))
@@ -152,6 +160,10 @@ _vectors = _pipeline(SpaTextPipeline, "spatext-vectors")
 _binary = _pipeline(OtherMapsPipeline, "spatext-binary")
 _caption = _pipeline(OtherMapsPipeline, "spatext-caption")
 _similarity = _pipeline(OtherMapsPipeline, "spatext-similarity")
+_masked = _pipeline(AcceleratedSpaTextPipeline, "spatext", parts=_update_mask)
+_two_sizes = _pipeline(
+    AcceleratedSpaTextPipeline, "spatext", parts=lambda model: {"coarse_fraction": 0.5}
+)
 _reco = _pipeline(ReCoPipeline, "reco", _without_thin)
 _reco_caption = _pipeline(ReCoPipeline, "reco", _caption_alone)
 _words = _pipeline(PositionalWordsPipeline, "reco-words")
@@ -177,6 +189,9 @@ METHODS = {
     "binary": Method("binary map, texts after the caption", _binary, JOINT),
     "caption": Method("caption's embedding in every cell", _caption, JOINT),
     "similarity": Method("similarity to words", _similarity, JOINT),
+    # What a summary of the paper describes; `spatext-lab train update-mask` makes the mask.
+    "update-mask": Method("SpaText with a learned update mask", _masked, JOINT),
+    "coarse-to-fine": Method("SpaText, half of the steps at half the size", _two_sizes, JOINT),
     "reco": Method("ReCo", _reco, RECO, "boxes"),
     "reco-caption": Method("ReCo, caption alone", _reco_caption, RECO, "boxes"),
     # Not shipped: `spatext-lab train reco --variant words` (or digits) makes them.

@@ -77,6 +77,7 @@ class SpaTextPipeline(ScenePipeline):
     )
     model_cpu_offload_seq = "text_encoder->clip->prior->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "prior"]
+    _sample = staticmethod(sample)  # what other ways of sampling replace
 
     def __init__(
         self,
@@ -248,7 +249,8 @@ class SpaTextPipeline(ScenePipeline):
         else:
             x_T = checked_latents(latents, shape, device)
         # 6. The sampling loop
-        return sample(denoiser, self.scheduler, x_T, condition, num_inference_steps, sources)
+        steps = num_inference_steps
+        return self._sample(denoiser, self.scheduler, x_T, condition, steps, sources)
 
     def check(self, scene: Scene) -> None:
         """Warns of more regions than the model was trained with, and of truncated texts."""

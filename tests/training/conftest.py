@@ -18,6 +18,7 @@ from spatext_lab.training.recipes import (
     reco,
     spatext,
     text_to_image,
+    update_mask,
 )
 from spatext_lab.training.recipes.reco import aids, views
 from tests.tiny import tiny_model
@@ -38,9 +39,9 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (spatext, other_maps, pixel, prior, reco, gligen):
+    for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (spatext, pixel, prior, views):
+    for module in (spatext, pixel, prior, views, update_mask):
         monkeypatch.setattr(module, "SCENES", 8)
     for size in ("SMALL", "LARGE"):
         monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)

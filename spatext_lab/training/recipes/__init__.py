@@ -122,4 +122,10 @@ RECIPES = {
         0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
     ),
+    "update-mask": Recipe(
+        "update-mask",
+        Plan(steps=1500, lr=1e-3),
+        0.1,
+        "says which parts of a pocket image SpaText still changes; from a summary, not the paper",
+    ),
 }
