@@ -82,7 +82,7 @@ RECIPES = {
     "text-to-image": Recipe(
         "text-to-image",
         Plan(
-            steps=30_000,
+            steps=22_500,
             lr=1e-3,
             warmup=500,
             cooldown=3000,
