@@ -174,6 +174,8 @@ def ablation(args: argparse.Namespace) -> int:
     """Writes the tables of a method."""
     if args.method == "reco":
         from spatext_lab.evaluation import reco_tables as tables
+    elif args.method == "summaries":
+        from spatext_lab.evaluation import summaries_tables as tables
     else:
         from spatext_lab.evaluation import spatext_tables as tables
 

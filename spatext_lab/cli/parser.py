@@ -204,7 +204,8 @@ def _add_ablation(to: Any) -> None:
     what = "a method's tables: what each part of it contributes, and what it cannot do"
     example = "ablation --method reco --out outputs/ablation --variants outputs/train"
     command = _command(to, commands.ablation, "ablation", what, example)
-    methods = {"choices": ("spatext", "reco"), "default": "spatext", "help": "(spatext)"}
+    methods = {"choices": ("spatext", "reco", "summaries"), "default": "spatext"}
+    methods["help"] = "(spatext)"
     command.add_argument("--method", **methods)
     _add_flags(command, options("spatext_lab.evaluation.spatext_tables", "run"))
 

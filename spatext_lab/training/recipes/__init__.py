@@ -124,8 +124,8 @@ RECIPES = {
     ),
     "update-mask": Recipe(
         "update-mask",
-        Plan(steps=1500, lr=1e-3),
-        0.1,
+        Plan(steps=1000, lr=2e-3, ema_decay=0.99),
+        0.05,
         "says which parts of a pocket image SpaText still changes; from a summary, not the paper",
     ),
 }

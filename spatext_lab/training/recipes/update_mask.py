@@ -20,7 +20,7 @@ from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.training.job import Job, device_of, save_half
 from spatext_lab.training.loop import Plan
 
-BATCH, SCENES, CHUNK = 64, 512, 16
+BATCH, SCENES, CHUNK = 64, 256, 16
 STEPS, GUIDANCE = (10, 20), 2.0  # of the trajectories, in turn, as SpaText is sampled
 # Root mean square over a cell's channels, of latents with variance 1: twice what the autoencoder's
 # own error is.
