@@ -61,6 +61,7 @@ STAGES = (
     Stage("spatext-pixel", {"clip": "clip", "prior": "prior"}, "pixel"),
     Stage("reco", {"base": "text-to-image"}),
     Stage("gligen", {"base": "text-to-image"}),
+    Stage("update-mask", {"base": "spatext"}),
 )
 
 
