@@ -18,7 +18,6 @@ from spatext_lab.evaluation.tables import cell
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, MODELS = ROOT / "docs" / "measured", ROOT / "data" / "pocket"
-AFTER = "position embeddings after the text encoder"
 PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -75,9 +74,7 @@ TABLES = {
             "the same network, caption alone": "ReCo, caption alone",
             "text-to-image, caption alone": "text-to-image",
             "ReCo, relearned in 1,200 steps": "ReCo, relearned",
-            "with a contrastive loss, 1,200 steps": "ReCo with a contrastive loss",
             "positional words, 1,200 steps": "positional words",
-            "positions after the encoder, 1,200 steps": AFTER,
         },
     ),
 }
