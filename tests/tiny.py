@@ -24,6 +24,7 @@ from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.baselines.other_maps import KINDS
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
+from spatext_lab.baselines.summaries.energy import EnergyNetwork
 from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
 from spatext_lab.clip import Clip
 from spatext_lab.diffusion import noise_schedule
@@ -58,7 +59,7 @@ def final(pipeline, scenes, **settings) -> Tensor:
 def tiny_model(root: Path, seed: int = 0) -> Path:
     """Writes root/text-to-image, root/spatext (again as root/spatext-vectors), root/spatext-pixel,
     root/spatext-KIND for every other kind of map, root/judge, root/reco, root/reco-words,
-    root/reco-digits, root/gligen, and root/update-mask.
+    root/reco-digits, root/gligen, root/update-mask, and root/energy.
 
     The U-Nets read their maps and boxes: what training starts from at zero is random.
     """
@@ -82,6 +83,7 @@ def tiny_model(root: Path, seed: int = 0) -> Path:
         _tiny_written(kind, base).save_pretrained(root / WRITTEN[kind])
     tiny_gligen(root / "text-to-image").save_pretrained(root / "gligen")
     UpdateMaskNetwork(4, WIDTH, width=16, depth=1).save_pretrained(root / "update-mask")
+    EnergyNetwork(4, WIDTH, width=16, blocks=1).save_pretrained(root / "energy")
     return root
 
 

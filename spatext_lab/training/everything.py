@@ -62,6 +62,7 @@ STAGES = (
     Stage("reco", {"base": "text-to-image"}),
     Stage("gligen", {"base": "text-to-image"}),
     Stage("update-mask", {"base": "spatext"}),
+    Stage("energy", {"vae": "decoder", "clip": "clip"}),
 )
 
 

@@ -10,6 +10,7 @@ from spatext_lab.training.recipes import (
     autoencoder,
     clip,
     decoder,
+    energy,
     gligen,
     judge,
     other_maps,
@@ -39,9 +40,9 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask):
+    for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask, energy):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (spatext, pixel, prior, views, update_mask):
+    for module in (spatext, pixel, prior, views, update_mask, energy):
         monkeypatch.setattr(module, "SCENES", 8)
     for size in ("SMALL", "LARGE"):
         monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)

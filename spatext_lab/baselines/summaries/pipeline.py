@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from spatext_lab.baselines.summaries.coarse_to_fine import coarse_to_fine
+from spatext_lab.baselines.summaries.energy import EnergyNetwork, energy_guided
 from spatext_lab.baselines.summaries.partial import GRID, PartialDenoiser
 from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
 from spatext_lab.clip import Clip
@@ -42,9 +43,12 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
             form: those cells alone, for which the U-Net sees whole images and no time is saved.
         spare: fraction of an image's cells that may change and are left out of the window all the
             same; without effect on "cells".
+        energy: draws images towards their maps, whatever the U-Net does with them; None for none.
+        energy_scale: how strongly, see `energy_guided`.
 
     Raises:
-        ValueError: for a setting that is out of range, and a mask that does not fit the U-Net.
+        ValueError: for a setting that is out of range, and a mask or energy that does not fit the
+            U-Net.
 
     Example:
         >>> spatext = SpaTextPipeline.from_pretrained(zoo.folder("pocket", "spatext"))
@@ -54,11 +58,12 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         >>> image = fast(scene, seed=3).images[0]
     """
 
-    PARTS_FROM = (*SpaTextPipeline.PARTS_FROM, f"{HOME}.update_mask")
-    model_cpu_offload_seq = "text_encoder->clip->prior->update_mask->unet->vae"
+    PARTS_FROM = (*SpaTextPipeline.PARTS_FROM, f"{HOME}.update_mask", f"{HOME}.energy")
+    model_cpu_offload_seq = "text_encoder->clip->prior->update_mask->unet->energy->vae"
     _optional_components: ClassVar[list[str]] = [
         *SpaTextPipeline._optional_components,
         "update_mask",
+        "energy",
     ]
 
     def __init__(
@@ -77,30 +82,36 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         least_probability: float = 0.5,
         updates: str = "steps",
         spare: float = 0.0,
+        energy: EnergyNetwork | None = None,
+        energy_scale: float = 1000.0,
     ) -> None:
         parts = (text_encoder, tokenizer, prior, most_regions, min_area)
         super().__init__(unet, vae, scheduler, clip, *parts)
-        self.register_modules(update_mask=update_mask and update_mask.eval())
+        self.register_modules(
+            update_mask=update_mask and update_mask.eval(), energy=energy and energy.eval()
+        )
         settings = {"least_probability": least_probability, "updates": updates, "spare": spare}
-        self.register_to_config(coarse_fraction=coarse_fraction, **settings)
+        settings |= {"coarse_fraction": coarse_fraction, "energy_scale": energy_scale}
+        self.register_to_config(**settings)
         self.asked = [0, 0]  # by the last sampling: cells predicted anew, and cells in all
         self._check_settings()
 
     def _check_settings(self) -> None:
-        config, mask = self.config, self.update_mask
+        config = self.config
         for name in ("coarse_fraction", "least_probability", "spare"):
             if not 0 <= config[name] < 1:
                 raise ValueError(f"{name} is {config[name]!r:.40}; pass a number from 0 to below 1")
         if config.updates not in UPDATES:
             raise ValueError(f"updates is {config.updates!r:.40}; pass one of {', '.join(UPDATES)}")
-        if mask is None:
-            return
-        reads = mask.config.channels, mask.config.map_channels
-        if reads != (own := (self.unet.config.out_channels, self._channels)):
-            raise ValueError(
-                f"update_mask reads x_t and maps of {reads} channels and these latents and maps "
-                f"have {own}; pass the one that was trained with this model"
-            )
+        own = self.unet.config.out_channels, self._channels
+        for name in ("update_mask", "energy"):
+            part = getattr(self, name)
+            reads = own if part is None else (part.config.channels, part.config.map_channels)
+            if reads != own:
+                raise ValueError(
+                    f"{name} reads x_t and maps of {reads} channels and these latents and maps "
+                    f"have {own}; pass the one that was trained with this model"
+                )
 
     def _sample(
         self,
@@ -112,7 +123,10 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         sources: Sequence[torch.Generator],
     ) -> Iterator[SampleStep]:
         """The sampling loop: halved latents first, then whole ones, predicted where they change."""
-        fine, config = denoiser, self.config
+        config = self.config
+        if self.energy is not None:
+            denoiser = energy_guided(denoiser, self.energy, config.energy_scale, scheduler)
+        fine = denoiser
         if self.update_mask is not None:
             parts = (denoiser, self.changing, scheduler)
             sides = windows(config.updates, x_T.shape[-1])

@@ -128,4 +128,10 @@ RECIPES = {
         0.05,
         "says which parts of a pocket image SpaText still changes; from a summary, not the paper",
     ),
+    "energy": Recipe(
+        "energy",
+        Plan(steps=2000, lr=2e-3, cooldown=600, ema_decay=0.998),
+        0.1,
+        "scores how well noisy pocket images fit a spatio-textual map; for guidance",
+    ),
 }
