@@ -24,7 +24,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## .venv with the exact set of constraints.txt (others call it)
 
-tour: $(STAMP)  ## every step with pictures, under 5 minutes; COCO=DIR adds real photos
+tour: $(STAMP)  ## every step with images, under 5 minutes; COCO=DIR adds real photos
 	@$(CLI) tour --out outputs/tour $(if $(COCO),--coco "$(COCO)")
 
 models: $(STAMP)  ## train every model from its first step into outputs/models; goes on where it was stopped

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are never half-written: written beside their place, then renamed into it."""
+"""Files that are never half-written: written under another name, then renamed."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class PartialDenoiser:
         sides: of the windows that may be asked for, see `smallest_windows`; None for the summary's
             form, in which the denoiser always sees whole images and no time is saved.
         spare: fraction of an image's cells that may be left out although the mask names them.
-        unet: of the denoiser; a `PocketUNet` is told where a window lies.
+        unet: of the denoiser; a `PocketUNet` reads where a window lies.
 
     Attributes:
         asked: cells that were predicted anew so far, and cells in all.
