@@ -21,7 +21,7 @@ def root(tmp_path_factory):
 
 
 def test_cells_are_counted_as_by_hand(root, monkeypatch):
-    """Halved latents have a fourth of the cells; a mask that names nothing asks for one step."""
+    """Halved latents have a fourth of the cells; of a mask that names nothing, one step is left."""
     chosen = {0: 1, 2: 0.5, 7: 0.5 + 0.5 / 4, 9: 0.1 + 0.1 / 4, 10: 0.1, 12: 0.1, 14: 0.1}
     few = [list(tables.ways())[k] for k in chosen]
     monkeypatch.setattr(tables, "ways", lambda: iter(few))

@@ -75,7 +75,7 @@ def implied(
 def resumed(
     denoiser: Denoiser, x_0: Float[Tensor, "b c h w"], first: int, scheduler: SchedulerMixin
 ) -> Denoiser:
-    """A denoiser that predicts x_0 in its first calls, for which no network is asked.
+    """A denoiser that predicts x_0 in its first calls, without a network.
 
     With it the loop passes through the steps that were taken at another size.
 

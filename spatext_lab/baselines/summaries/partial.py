@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling in which the U-Net is asked only for what still changes, and the rest is held.
+"""Sampling in which the U-Net computes only what still changes, and the rest is held.
 
 The summary puts cells back to their previous value, which for x_t would be wrong: it has the noise
 of the timestep before, and the next step would take that noise for a part of the image. What is
 held here is the image that the denoiser predicted for the cell. From it follows a prediction at any
-timestep (`implied`), so x_t loses its noise as the schedule says, whether the cell is asked or not.
+timestep (`implied`), so x_t loses its noise as the schedule says, computed or not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,19 +29,19 @@ Mask = Callable[[Tensor, Tensor, Tensor], Bool[Tensor, "b h w"]]
 
 @dataclass(eq=False)
 class PartialDenoiser:
-    """A `Denoiser` that asks another one only for the cells that a mask names.
+    """A `Denoiser` that evaluates another one only for the cells that a mask names.
 
-    It holds each cell's predicted image, so it serves one sampling loop alone. Its first call asks
-    for everything.
+    It holds each cell's predicted image, so it serves one sampling loop alone. Its first call
+    evaluates whole images.
 
     Args:
         denoiser: predicts; guided or not.
         mask: which cells are predicted anew.
         scheduler: says what the denoiser predicts.
-        sides: of the windows that may be asked for, see `smallest_windows`; None for the summary's
+        sides: of the windows that may be evaluated, see `smallest_windows`; None for the summary's
             form, in which the denoiser always sees whole images and no time is saved.
         spare: fraction of an image's cells that may be left out although the mask names them.
-        unet: of the denoiser; a `PocketUNet` reads where a window lies.
+        unet: of the denoiser; a `PocketUNet` is passed where a window lies.
 
     Attributes:
         asked: cells that were predicted anew so far, and cells in all.
@@ -149,7 +149,7 @@ def _part(condition: Condition, rows: Tensor, cut: Callable[[Tensor], Tensor]) -
 
 @contextmanager
 def showing(unet: nn.Module | None, window: Float[Tensor, "b 4"]) -> Iterator[None]:
-    """Tells a `PocketUNet` which part of the image it is shown, in every call of the context.
+    """Passes to a `PocketUNet` which part of the image it sees, in every call of the context.
 
     Args:
         unet: any other one, which knows of no window, is left as it is.
@@ -159,10 +159,10 @@ def showing(unet: nn.Module | None, window: Float[Tensor, "b 4"]) -> Iterator[No
         yield
         return
 
-    def tell(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def with_window(_, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return args, kwargs | {"window": window.repeat(len(args[0]) // len(window), 1)}
 
-    hook = unet.register_forward_pre_hook(tell, with_kwargs=True)
+    hook = unet.register_forward_pre_hook(with_window, with_kwargs=True)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 
 A small network says which cells of the latents still change; the others keep the image that the
 denoiser predicted for them before. Where no cell of an image changes, or only those in a window
-do, the U-Net is asked for that window alone, or not at all: this is where time is saved.
+do, the U-Net computes that window alone, or nothing: this is where time is saved.
 """
 
 import torch

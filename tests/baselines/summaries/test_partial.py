@@ -162,7 +162,7 @@ def test_the_smallest_window_against_a_search(spare):
     assert len(found[:, 0].unique()) >= 3
 
 
-def test_a_pocket_unet_is_told_where_the_window_lies():
+def test_a_pocket_unet_is_passed_where_the_window_lies():
     """A window of its first convolution is what the whole image has there, inside of the border."""
     unet, seen = PocketUNet(**POCKET_SHAPE), []
     hook = unet.conv_in.register_forward_hook(lambda _, args, out: seen.append(out))
@@ -176,8 +176,8 @@ def test_a_pocket_unet_is_told_where_the_window_lies():
             unet(x[:, :, 4:12, 8:16], 5, text)
     finally:
         hook.remove()
-    whole, told, untold = seen
+    whole, passed, without = seen
     inner = (..., slice(1, -1), slice(1, -1))
-    assert_close(told[inner], whole[:, :, 4:12, 8:16][inner], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(untold[inner], told[inner], atol=1e-2)
+    assert_close(passed[inner], whole[:, :, 4:12, 8:16][inner], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(without[inner], passed[inner], atol=1e-2)
     assert not unet._forward_pre_hooks

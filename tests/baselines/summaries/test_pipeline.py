@@ -37,7 +37,7 @@ def test_a_mask_that_names_everything_is_spatext(spatext, mask, updates):
     assert fast.asked == [4 * 2 * 256] * 2
 
 
-def test_a_mask_that_names_nothing_asks_once(spatext, mask):
+def test_with_a_mask_that_names_nothing_there_is_one_call(spatext, mask):
     with torch.no_grad():
         mask.conv_out.bias -= 50
     calls = []
