@@ -108,7 +108,7 @@ def costs(
             images = sampled(sampler, todo, seed, way.name)
             taken = _clock(fast) - start
         if way.settings.get("updates") == "cells":  # seen by the U-Net, and not all used
-            cells = [cells[0] * fast.asked[0] / fast.asked[1]]
+            cells = [cells[0] * fast.computed[0] / fast.computed[1]]
         start = _clock(fast)
         for k, task in enumerate(todo[:ALONE]):
             sampler([task], seed + k)

@@ -44,7 +44,7 @@ class PartialDenoiser:
         unet: of the denoiser; a `PocketUNet` is passed where a window lies.
 
     Attributes:
-        asked: cells that were predicted anew so far, and cells in all.
+        computed: cells that were predicted anew so far, and cells in all.
     """
 
     denoiser: Denoiser
@@ -53,7 +53,7 @@ class PartialDenoiser:
     sides: Sequence[int] | None = None
     spare: float = 0.0
     unet: nn.Module | None = None
-    asked: list[int] = field(default_factory=lambda: [0, 0])
+    computed: list[int] = field(default_factory=lambda: [0, 0])
     x_0: Tensor | None = None
 
     def __call__(
@@ -65,16 +65,16 @@ class PartialDenoiser:
         else:
             needed = self.mask(x_t, t, condition.st_map)
         if needed.all():
-            new, asked = self.denoiser(x_t, t, condition), needed.numel()
+            new, count = self.denoiser(x_t, t, condition), needed.numel()
         else:
             new = implied(self.x_0, x_t, t, self.scheduler)
             fill = self._cells if self.sides is None else self._windows
-            asked = fill(new, needed, x_t, t, condition)
+            count = fill(new, needed, x_t, t, condition)
         alphas_cumprod = self.scheduler.alphas_cumprod.to(x_t)
         kind = self.scheduler.config.prediction_type
         self.x_0, _ = to_x0_eps(new, x_t, t.round().long(), alphas_cumprod, kind)
-        self.asked[0] += asked
-        self.asked[1] += needed.numel()
+        self.computed[0] += count
+        self.computed[1] += needed.numel()
         return new
 
     def _cells(self, new, needed, x_t, t, condition) -> int:

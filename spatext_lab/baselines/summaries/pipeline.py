@@ -93,7 +93,7 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         settings = {"least_probability": least_probability, "updates": updates, "spare": spare}
         settings |= {"coarse_fraction": coarse_fraction, "energy_scale": energy_scale}
         self.register_to_config(**settings)
-        self.asked = [0, 0]  # by the last sampling: cells predicted anew, and cells in all
+        self.computed = [0, 0]  # by the last sampling: cells predicted anew, and cells in all
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -131,7 +131,7 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
             parts = (denoiser, self.changing, scheduler)
             sides = windows(config.updates, x_T.shape[-1])
             fine = PartialDenoiser(*parts, sides, config.spare, self.unet)
-            self.asked = fine.asked
+            self.computed = fine.computed
         coarse = 0
         if isinstance(steps, int) and steps > 1:  # any other number meets its error in `sample`
             coarse = min(round(config.coarse_fraction * steps), steps - 1)

@@ -58,7 +58,7 @@ def test_a_mask_of_ones_is_plain_sampling(sides):
     x_T = initial_noise(range(3), (4, SIDE, SIDE))
     for one, other in zip(steps, sample(cellwise, scheduler, x_T, condition, STEPS), strict=True):
         assert torch.equal(one.x_t, other.x_t)
-    assert partial.asked == [STEPS * 3 * SIDE**2] * 2
+    assert partial.computed == [STEPS * 3 * SIDE**2] * 2
 
 
 def test_a_mask_of_zeros_ends_in_the_first_image():
@@ -72,7 +72,7 @@ def test_a_mask_of_zeros_ends_in_the_first_image():
     partial, steps = run(nothing, denoiser=counted, sides=[0, 16])
     assert calls == [3]
     assert_close(steps[-1].x_t, steps[0].x_0, atol=1e-4, rtol=1e-4)
-    assert partial.asked == [3 * SIDE**2, STEPS * 3 * SIDE**2]
+    assert partial.computed == [3 * SIDE**2, STEPS * 3 * SIDE**2]
 
 
 def by_hand(b: int, mask) -> Tensor:
@@ -117,8 +117,8 @@ def test_windows_hold_all_that_is_needed():
     cropped, ours = run(some, sides=sides)
     whole, theirs = run(windows)
     assert_close(ours[-1].x_t, theirs[-1].x_t, atol=1e-5, rtol=1e-5)
-    assert cropped.asked == whole.asked
-    assert cropped.asked[0] < cropped.asked[1]
+    assert cropped.computed == whole.computed
+    assert cropped.computed[0] < cropped.computed[1]
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch():

@@ -34,7 +34,7 @@ def test_a_mask_that_names_everything_is_spatext(spatext, mask, updates):
     fast = AcceleratedSpaTextPipeline.from_pipe(spatext, **settings)
     scenes = [SCENE, OTHER]
     assert torch.equal(final(fast, scenes, **SETTINGS), final(spatext, scenes, **SETTINGS))
-    assert fast.asked == [4 * 2 * 256] * 2
+    assert fast.computed == [4 * 2 * 256] * 2
 
 
 def test_with_a_mask_that_names_nothing_there_is_one_call(spatext, mask):
@@ -51,7 +51,7 @@ def test_with_a_mask_that_names_nothing_there_is_one_call(spatext, mask):
             mask.conv_out.bias += 50
     assert calls == [16]
     assert_close(last.x_t, first.x_0, atol=1e-3, rtol=1e-3)
-    assert fast.asked == [256, 4 * 256]
+    assert fast.computed == [256, 4 * 256]
 
 
 def test_sizes_of_the_network_calls(spatext, mask):
