@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny SpaText of each kind of U-Net that may be asked for a window, and a tiny update mask."""
+"""A tiny SpaText of each kind of U-Net that may compute a window, and a tiny update mask."""
 
 import pytest
 import torch
