@@ -108,7 +108,7 @@ def _linear_prior(model: str) -> dict[str, Any]:
 def _update_mask(model: str) -> dict[str, Any]:
     """All or nothing of each image: where few cells change, the U-Net is skipped."""
     mask = UpdateMaskNetwork.from_pretrained(zoo.folder(model, "update-mask"))
-    return {"update_mask": mask, "spare": 0.05}
+    return {"update_mask": mask}
 
 
 def _energy(model: str) -> dict[str, Any]:

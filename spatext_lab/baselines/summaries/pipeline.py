@@ -79,9 +79,9 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         min_area: float | None = None,
         update_mask: UpdateMaskNetwork | None = None,
         coarse_fraction: float = 0.0,
-        least_probability: float = 0.5,
+        least_probability: float = 0.1,
         updates: str = "steps",
-        spare: float = 0.0,
+        spare: float = 0.05,
         energy: EnergyNetwork | None = None,
         energy_scale: float = 1000.0,
     ) -> None:
