@@ -79,7 +79,7 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         min_area: float | None = None,
         update_mask: UpdateMaskNetwork | None = None,
         coarse_fraction: float = 0.0,
-        least_probability: float = 0.1,
+        least_probability: float = 0.5,
         updates: str = "steps",
         spare: float = 0.05,
         energy: EnergyNetwork | None = None,
