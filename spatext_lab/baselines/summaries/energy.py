@@ -18,10 +18,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from spatext_lab.baselines.summaries.inputs import FOLD, GROUPS, folded
 from spatext_lab.diffusion import Condition, Denoiser, noise_schedule
-
-GROUPS = 8  # of the normalizations
-FOLD = 2  # cells folded into channels, per side: four times as fast as at the latents' resolution
 
 
 class EnergyNetwork(ModelMixin, ConfigMixin):
@@ -92,10 +90,8 @@ class EnergyNetwork(ModelMixin, ConfigMixin):
                 f"st_map has shape {tuple(st_map.shape)}; for this x_t the energy reads {shape}, "
                 "with an even height and width"
             )
-        # As for a U-Net that reads a map: embeddings of length 1 with the variance of the latents
-        read = torch.cat([x_t, st_map.to(x_t) * shape[1] ** 0.5], dim=1)
         time = self.time_embedding(self.times(t).to(x_t))
-        h = skip = self.conv_in(F.pixel_unshuffle(read, FOLD))
+        h = skip = self.conv_in(folded(x_t, st_map))
         for block in self.resnets:
             h = block(torch.cat([h, skip], dim=1), time)
         # Pure noise tells nothing, and x_t tells of x_0 in proportion to sqrt(alpha_bar_t). So do

@@ -6,7 +6,6 @@ denoiser predicted for them before. Where no cell of an image changes, or only t
 do, the U-Net computes that window alone, or nothing: this is where time is saved.
 """
 
-import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -15,7 +14,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-GROUPS, FOLD = 8, 2  # of the normalizations; cells folded into channels, per side
+from spatext_lab.baselines.summaries.inputs import FOLD, GROUPS, folded
 
 
 class UpdateMaskNetwork(ModelMixin, ConfigMixin):
@@ -67,10 +66,9 @@ class UpdateMaskNetwork(ModelMixin, ConfigMixin):
                 f"x_t has shape {tuple(x_t.shape)} and st_map {tuple(st_map.shape)}; the update "
                 f"mask reads {shapes[0]} and {shapes[1]}, with an even height and width"
             )
-        # As for a U-Net that reads a map: embeddings of length 1 with the variance of the latents
-        read = torch.cat([x_t, st_map.to(x_t) * config.map_channels**0.5], dim=1).to(self.dtype)
+        read = folded(x_t, st_map).to(self.dtype)
         time = self.time_embedding(self.times(t).to(read))
-        h = self.conv_in(F.pixel_unshuffle(read, FOLD))
+        h = self.conv_in(read)
         for block in self.blocks:
             h = block(h, time)
         return F.pixel_shuffle(self.conv_out(h), FOLD)[:, 0]
