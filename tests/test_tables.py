@@ -124,10 +124,14 @@ def copy(make_tables, tmp_path, monkeypatch):
     return tmp_path
 
 
-def measure(copy: Path, value: float) -> None:
+def measure(copy: Path, value: float, interval: list[float] | None = None) -> None:
+    """ReCo's AP and AP50, in older files without an interval."""
     path = copy / "docs" / "measured" / "layouts.json"
     content = json.loads(path.read_text())
-    content["rows"][0]["ap50"] = value
+    for name in ("ap", "ap50"):
+        content["rows"][0] |= {name: value, f"{name}_95": interval}
+        if interval is None:
+            del content["rows"][0][f"{name}_95"]
     path.write_text(json.dumps(content))
 
 
@@ -136,13 +140,14 @@ def test_a_new_number_reaches_every_page_and_the_seal(make_tables, copy, capsys)
     before = seal.read_text()
     make_tables.main()
     assert capsys.readouterr().out == ""
-    measure(copy, 0.1239)
-    make_tables.main()
-    assert sorted(capsys.readouterr().out.split()) == ["README.md", "data/pocket/reco/README.md"]
-    assert "| **ReCo** | 0.124 |" in (copy / "README.md").read_text()
-    assert (
-        "| ReCo, as shipped | 0.616 | 0.124 |" in (copy / "data/pocket/reco/README.md").read_text()
-    )
+    for interval, ends in ((None, ""), ([0.1, 0.2], " [0.100, 0.200]")):
+        measure(copy, 0.1239, interval)
+        make_tables.main()
+        pages = ["README.md", "data/pocket/reco/README.md"]
+        assert sorted(capsys.readouterr().out.split()) == pages
+        assert f"| **ReCo** | 0.124{ends} |" in (copy / pages[0]).read_text()
+        row = f"| ReCo, as shipped | 0.124{ends} | 0.124{ends} |"
+        assert row in (copy / pages[1]).read_text()
     assert seal.read_text() != before
     assert zoo.verify(copy / "data" / "pocket") == []
 

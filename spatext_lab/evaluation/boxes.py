@@ -17,8 +17,9 @@ from scipy import ndimage
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, SIZE
+from spatext_lab.evaluation.average_precision import average_precision, matched, resamples
 from spatext_lab.evaluation.judge import BATCH, Judge
-from spatext_lab.evaluation.metrics import frechet_distance, mean_and_interval
+from spatext_lab.evaluation.metrics import frechet_distance, mean_and_interval, middle
 from spatext_lab.evaluation.tasks import Task
 from spatext_lab.images import to_tensor, to_unit
 from spatext_lab.scene import Scene
@@ -118,6 +119,58 @@ def box_ap(
     return {"ap": round(result["map"].item(), 4), "ap50": round(result["map_50"].item(), 4)}
 
 
+def resampled_ap(
+    found: Sequence[Sequence[Detection]],
+    asked: Sequence[Sequence[tuple[str, Box]]],
+    times: Int[np.ndarray, "draws n"],
+) -> Float[np.ndarray, "ious draws"]:
+    """What `box_ap` is in resamples of the images, for each of IOUS.
+
+    Args:
+        found: the detections of each of n images.
+        asked: (kind, box) of every object of each image.
+        times: how often each image is in a resample, see `resamples`.
+    """
+    kinds = sorted({kind for row in asked for kind, _ in row})
+    return np.nanmean([_ap_of_kind(kind, found, asked, times) for kind in kinds], axis=0)
+
+
+def _ap_of_kind(kind: str, found: Sequence, asked: Sequence, times: np.ndarray) -> np.ndarray:
+    own = [[one for one in row if one.label == kind] for row in found]
+    boxes = [[box for name, box in row if name == kind] for row in asked]
+    hits = [matched(_boxes([d.box for d in a]), _boxes(b)) for a, b in zip(own, boxes, strict=True)]
+    order = np.argsort([-one.score for row in own for one in row], kind="stable")
+    of_image = np.repeat(np.arange(len(own)), [len(row) for row in own])[order]
+    total = times @ [len(row) for row in boxes]
+    each = (average_precision(hit, times[:, of_image], total) for hit in np.hstack(hits)[:, order])
+    return np.stack(list(each))
+
+
+def _boxes(some: Sequence[Box]) -> Float[np.ndarray, "k 4"]:
+    return np.array(some, float).reshape(-1, 4)
+
+
+def ap_intervals(
+    found: Sequence[Sequence[Detection]], asked: Sequence[Sequence[tuple[str, Box]]]
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of what `box_ap` returns, whole images being resampled.
+
+    They hold for this number of images: with fewer, an average precision is higher on average.
+
+    Args:
+        found: the detections of each image, by falling score.
+        asked: (kind, box) of every object of each image.
+
+    Returns:
+        ap_95 and ap50_95, each (low, high).
+    """
+    aps = resampled_ap(found, asked, resamples(len(asked)))
+    return {
+        name: [round(x, 4) for x in middle(each)]
+        for name, each in {"ap_95": aps.mean(0), "ap50_95": aps[0]}.items()
+    }
+
+
 def class_agnostic(
     found: Sequence[Sequence[Detection]], asked: Sequence[Sequence[tuple[str, Box]]]
 ) -> tuple[list[list[Detection]], list[list[tuple[str, Box]]]]:
@@ -211,8 +264,8 @@ def layout_scores(
 
     Returns:
         regions, their number; region_accuracy, region_accuracy_seen and region_accuracy_heldout,
-        means over the regions in [0, 1], and the 95 % interval of each by scene under its name with
-        `_95`; ap, ap50; ap50_place, where the kind in a box does not count; and, where there is
+        means over the regions in [0, 1]; ap, ap50; ap50_place, where the kind in a box does not
+        count; the 95 % interval of each by scene under its name with `_95`; and, where there is
         more than one image, frechet_distance (of images) and scene_distance (of their objects).
     """
     scene, correct, held = (np.array(c) for c in zip(*_rows(todo, images, judge), strict=True))
@@ -224,8 +277,10 @@ def layout_scores(
         for t in todo
     ]
     found = detections(images, judge)
-    report |= box_ap(found, asked)
-    report["ap50_place"] = box_ap(*class_agnostic(found, asked))["ap50"]
+    report |= box_ap(found, asked) | ap_intervals(found, asked)
+    merged = class_agnostic(found, asked)
+    report["ap50_place"] = box_ap(*merged)["ap50"]
+    report["ap50_place_95"] = ap_intervals(*merged)["ap50_95"]
     if len(todo) > 1:  # one image has no covariance
         report |= _distances(todo, images, clip)
     return report

@@ -98,8 +98,12 @@ def bootstrap(
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals, counts = np.bincount(group, np.asarray(values, float)), np.bincount(group)
     pick = np.random.default_rng(seed).integers(len(counts), size=(draws, len(counts)))
-    means = totals[pick].sum(1) / counts[pick].sum(1)
-    low, high = np.percentile(means, (2.5, 97.5))
+    return middle(totals[pick].sum(1) / counts[pick].sum(1))
+
+
+def middle(resampled: Float[np.ndarray, "draws"]) -> tuple[float, float]:
+    """The middle 95 % of a number in resamples."""
+    low, high = np.percentile(resampled, (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -15,18 +15,22 @@ from pycocotools.cocoeval import COCOeval
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, STUFF, pocket_item
+from spatext_lab.evaluation.average_precision import resamples
 from spatext_lab.evaluation.boxes import (
     LEAST_FRACTION,
     Detection,
+    ap_intervals,
     box_ap,
     box_correct,
     class_agnostic,
     detections,
     found_in,
     layout_scores,
+    resampled_ap,
     scene_distance,
 )
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.metrics import bootstrap, middle
 from spatext_lab.evaluation.tasks import layout_tasks
 from spatext_lab.scene.places import tight_box
 
@@ -148,7 +152,10 @@ def test_exact_boxes_are_perfect_and_none_are_nothing():
     ]
     exact = [[Detection(kind, None, 1.0, box) for kind, box in row] for row in asked]
     assert box_ap(exact, asked) == {"ap": 1.0, "ap50": 1.0}
-    assert box_ap([[] for _ in asked], asked) == {"ap": 0.0, "ap50": 0.0}
+    assert ap_intervals(exact, asked) == {"ap_95": [1.0, 1.0], "ap50_95": [1.0, 1.0]}
+    nothing = [[] for _ in asked]
+    assert box_ap(nothing, asked) == {"ap": 0.0, "ap50": 0.0}
+    assert ap_intervals(nothing, asked) == {"ap_95": [0.0, 0.0], "ap50_95": [0.0, 0.0]}
 
 
 def test_without_classes_the_location_alone_counts():
@@ -159,6 +166,40 @@ def test_without_classes_the_location_alone_counts():
         slow_ap(right, [[("cup", box) for _, box in row] for row in asked])[1], abs=2e-3
     )
     assert places > box_ap(found, asked)["ap50"]  # a fifth has the wrong kind
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_resampled_precision_against_a_loop(seed):
+    """By torchmetrics, for the images as they are and as each resample writes them out."""
+    found, asked = shaken(list(layout_tasks(40)), seed)
+    found[3] += [replace(one, score=one.score / 2) for one in found[3]]  # of objects found before
+    times = np.vstack([np.ones((1, 40), int), resamples(40, seed, 12)])
+    for row, aps in zip(times, resampled_ap(found, asked, times).T, strict=True):
+        written = (
+            [one for one, count in zip(some, row, strict=True) for _ in range(count)]
+            for some in (found, asked)
+        )
+        want = box_ap(*written)
+        assert aps.mean() == pytest.approx(want["ap"], abs=1e-4)
+        assert aps[0] == pytest.approx(want["ap50"], abs=1e-4)
+
+
+def test_an_interval_of_precision_in_closed_form():
+    """What is found is right, so that precision is 1 up to the recall: AP is the recall's."""
+    rng, box = np.random.default_rng(0), (0.1, 0.1, 0.5, 0.5)
+    right = rng.random(400) < 0.7
+    found = [[Detection("star", None, rng.random(), box)] if hit else [] for hit in right]
+    low, high = ap_intervals(found, [[("star", box)]] * 400)["ap50_95"]
+    error = 1.96 * (right.mean() * (1 - right.mean()) / 400) ** 0.5
+    assert (low, high) == pytest.approx((right.mean() - error, right.mean() + error), abs=0.01)
+
+
+def test_the_resamples_are_those_of_means():
+    """So that AP's interval and a mean's are of the same scenes."""
+    right = np.random.default_rng(1).random(50) < 0.5
+    times = resamples(50)
+    assert (times.sum(1) == 50).all()
+    assert bootstrap(right, range(50)) == middle(times @ right / 50)
 
 
 BOX = (0.25, 0.25, 0.75, 0.75)  # 32 x 32 pixels from (16, 16)
@@ -210,8 +251,9 @@ def test_true_images_score_high_and_shuffled_ones_low(judge, clip):
     assert good["frechet_distance"] == pytest.approx(0, abs=1e-4)
     assert good["scene_distance"] == pytest.approx(0, abs=1e-4)
     assert good["regions"] == sum(len(task.scene.regions) for task in tasks)
-    low, high = good["region_accuracy_95"]
-    assert low <= good["region_accuracy"] <= high
+    for name in ("region_accuracy", "ap", "ap50", "ap50_place"):
+        low, high = good[f"{name}_95"]
+        assert low <= good[name] <= high
     bad = layout_scores(tasks, true[1:] + true[:1], judge, clip)
     assert bad["region_accuracy"] < 0.3
     assert bad["ap50"] < 0.3

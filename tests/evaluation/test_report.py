@@ -36,7 +36,7 @@ KEYS = {
     *("passes", "seconds_per_picture", "settings", "threads"),
 }
 SEGMENT_KEYS = {"local_iou", "global_distance", "local_distance"}
-BOX_KEYS = {"ap", "ap50", "scene_distance"}
+BOX_KEYS = {"ap_95", "ap50_95", "ap50_place_95", "scene_distance"}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ COLUMNS = {
 PAIRED = {
     heading: key
     for heading, key in COLUMNS.items()
-    if key.startswith(("local", "global", "region", "diversity"))
+    if key.startswith(("local", "ap50", "global", "region", "diversity"))
 }
 
 

@@ -123,18 +123,20 @@ def _measured(
     """The rows of the table, the differences from the first one, and the curves."""
     judge = Judge.from_pretrained(zoo.folder("pocket", "judge"))
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
-    rows, apart, reference = [], [], None
+    rows, apart, reference = [], [], ()
     curves = [_true(each, one, judge) for each, one in harder]
     for method in methods:
         made = images.read(order, method)
         values, extra = _values(sets, made, judge, clip, protocol, METHODS[method].settings)
+        objects = _objects(sets[0], made, judge, protocol)
+        extra |= scores.ap50(objects) if objects else {}
         asked = [task.scene for task in sets[0].todo]
         rows.append(_row(method, values, extra, found[method], asked))
-        if reference is None:
-            reference = values
-        else:
+        if reference:
             named = {"name": METHODS[method].what, "method": method}
-            apart.append(named | scores.difference(values, reference))
+            named |= scores.difference(values, reference[0])
+            apart.append(named | scores.ap50_difference(objects, reference[1]))
+        reference = reference or (values, objects)
         for curve, (_, one) in zip(curves, harder, strict=True):
             curve["methods"][method] = _success(one, made[one.name], judge)
     return {"rows": rows, "differences": apart, "curves": curves}
@@ -156,9 +158,15 @@ def _values(
     if settings:  # without a network every seed gives the same image
         several = [made[one.name] for one in sets]
         values |= scores.diversity(main.todo, several, clip)
-    if protocol == "boxes" and some:  # elsewhere there are objects that nobody asked for
-        extra |= scores.ap50(main.todo, main.boxes, some, judge)
     return values, extra
+
+
+def _objects(
+    main: SceneSet, made: dict[str, dict[int, Image.Image]], judge: Judge, protocol: str
+) -> scores.Objects:
+    """By scene; none where scenes have objects that nobody asked for."""
+    some = made[main.name] if protocol == "boxes" else {}
+    return scores.objects(main.todo, main.boxes, some, judge)
 
 
 def _row(

@@ -15,12 +15,21 @@ from PIL import Image
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket import COLOURS, LABELS
-from spatext_lab.evaluation.boxes import box_ap, box_correct, detections
+from spatext_lab.evaluation.average_precision import resamples
+from spatext_lab.evaluation.boxes import (
+    Detection,
+    ap_intervals,
+    box_ap,
+    box_correct,
+    detections,
+    resampled_ap,
+)
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.metrics import (
     frechet_distance,
     local_iou,
     mean_and_interval,
+    middle,
     region_correct,
 )
 from spatext_lab.evaluation.tasks import Task
@@ -31,6 +40,8 @@ Images = Mapping[int, Image.Image]  # by the number of the scene
 Boxes = Sequence[Sequence[Box]]
 # name of a score -> a value for each region (or scene), under (number of the scene, of the region)
 Values = dict[str, dict[tuple[int, int], float]]
+# number of the scene -> what was found in its image, and what was asked for
+Objects = dict[int, tuple[list[Detection], list[tuple[str, Box]]]]
 
 
 def judged(
@@ -95,13 +106,22 @@ def embedded(todo: Sequence[Task], images: Images, clip: Clip) -> tuple[Values, 
     return values, {"frechet_distance": round(frechet_distance(found, true), 4)}
 
 
-def ap50(todo: Sequence[Task], boxes: Boxes, images: Images, judge: Judge) -> dict[str, float]:
-    """COCO's average precision at IoU 0.50 of the objects found, against the boxes asked for."""
-    asked = [
-        [(s.label, box) for s, box in zip(todo[k].segments, boxes[k], strict=True) if s.is_thing]
-        for k in images
-    ]
-    return {"ap50": box_ap(detections(list(images.values()), judge), asked)["ap50"]}
+def objects(todo: Sequence[Task], boxes: Boxes, images: Images, judge: Judge) -> Objects:
+    """The objects that the judge finds in each image, and the (kind, box) of those asked for."""
+    found = detections(list(images.values()), judge)
+    return {
+        k: (
+            row,
+            [(s.label, b) for s, b in zip(todo[k].segments, boxes[k], strict=True) if s.is_thing],
+        )
+        for k, row in zip(images, found, strict=True)
+    }
+
+
+def ap50(each: Objects) -> dict:
+    """COCO's average precision at IoU 0.50 as ap50, and its 95 % interval over scenes."""
+    both = list(zip(*each.values(), strict=True))
+    return {"ap50": box_ap(*both)["ap50"], "ap50_95": ap_intervals(*both)["ap50_95"]}
 
 
 @torch.no_grad()
@@ -167,3 +187,27 @@ def difference(values: Values, reference: Values) -> dict:
         apart = [each[key] - reference[name][key] for key in both]
         report |= mean_and_interval(name, apart, [scene for scene, _ in both])
     return report
+
+
+def ap50_difference(each: Objects, reference: Objects) -> dict:
+    """How far a method's AP50 is above another one's on the scenes that both could read.
+
+    Args:
+        each: of the method.
+        reference: of the other one.
+
+    Returns:
+        ap50, and its 95 % interval, the same scenes being resampled for both; nothing where no
+        scene is common.
+    """
+    both = sorted(each.keys() & reference.keys())
+    if not both:
+        return {}
+    times = np.vstack([np.ones((1, len(both)), int), resamples(len(both))])
+    here, there = (
+        resampled_ap(*zip(*(some[k] for k in both), strict=True), times)[0]
+        for some in (each, reference)
+    )
+    apart = here - there
+    interval = [round(x, 4) for x in middle(apart[1:])]
+    return {"ap50": round(float(apart[0]), 4), "ap50_95": interval}

@@ -10,16 +10,17 @@ from PIL import Image
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.datasets.pocket import KINDS, pocket_item
 from spatext_lab.evaluation import report
-from spatext_lab.evaluation.boxes import layout_scores
+from spatext_lab.evaluation.average_precision import resamples
+from spatext_lab.evaluation.boxes import Detection, box_ap, layout_scores, resampled_ap
 from spatext_lab.evaluation.comparison import scores
 from spatext_lab.evaluation.comparison.scenes import scene_sets
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.tasks import layout_tasks, tasks
 from spatext_lab.images import to_tensor, to_unit
 
-SCENES = 6
+SCENES, WRONG = 6, (0.6, 0.6, 0.9, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_boxes_against_recos_report(judge, clip, images):
     for name in ("region_accuracy", "region_accuracy_seen", "region_accuracy_heldout"):
         assert round(means(found)[name], 4) == want[name]
         assert scores.summary(found)[f"{name}_95"] == want[f"{name}_95"]
-    assert scores.ap50(main.todo, main.boxes, images, judge) == {"ap50": want["ap50"]}
+    ap50 = scores.ap50(scores.objects(main.todo, main.boxes, images, judge))
+    assert ap50 == {name: want[name] for name in ("ap50", "ap50_95")}
     _, whole = scores.embedded(main.todo, images, clip)
     assert whole["frechet_distance"] == pytest.approx(want["frechet_distance"], abs=2e-4)
 
@@ -104,6 +106,36 @@ def test_differences_are_of_the_scenes_that_both_could_read():
     del a["iou"][0, 0], b["iou"][3, 0]
     assert scores.difference(b, a)["iou"] == 0.5  # scene 1: 0, scene 2: 1
     assert scores.difference(b, {}) == {"iou": None}
+
+
+def test_a_difference_of_ap50_against_a_loop():
+    """One kind; the images that a resample has several times are written out."""
+    rng, box, kind = np.random.default_rng(3), (0.1, 0.1, 0.5, 0.5), KINDS[0]
+    some, reference = (
+        {
+            k: ([Detection(kind, None, rng.random(), b) for b in (box, WRONG)], [(kind, box)])
+            if rng.random() < hit
+            else ([], [(kind, box)])
+            for k in range(start, 30)
+        }
+        for hit, start in ((0.8, 4), (0.5, 0))
+    )
+
+    def ap50(each, keys) -> float:
+        return box_ap(*zip(*(each[k] for k in keys), strict=True))["ap50"]
+
+    found, common = scores.ap50_difference(some, reference), np.arange(4, 30)
+    assert found["ap50"] == pytest.approx(ap50(some, common) - ap50(reference, common), abs=2e-4)
+    apart = []
+    for times in resamples(26, draws=60):
+        keys = np.repeat(common, times)
+        apart.append(ap50(some, keys) - ap50(reference, keys))
+    both = (list(zip(*(each[k] for k in common), strict=True)) for each in (some, reference))
+    ours = np.subtract(*(resampled_ap(*each, resamples(26))[0] for each in both))
+    assert ours[:60] == pytest.approx(apart, abs=2e-4)
+    assert found["ap50_95"] == pytest.approx(np.percentile(ours, (2.5, 97.5)), abs=1e-4)
+    assert scores.ap50_difference(some, some) == {"ap50": 0, "ap50_95": [0, 0]}
+    assert scores.ap50_difference(some, {}) == {}
 
 
 # --- diversity ------------------------------------------------------------------------------------
