@@ -41,10 +41,11 @@ format: $(STAMP)  ## ruff repairs what it can
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-# One process a core with one thread each; a file's tests stay together, as notebooks need it.
+# One process a core with one thread each; a file's tests stay together, as notebooks need it. The
+# long ones come first, so that no core waits for them at the end.
 test: lint browser  ## lint, tests, and every notebook executed
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests $(NOTEBOOKS) -n $(CORES) --dist loadfile \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval.cfg
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(NOTEBOOKS) tests -n $(CORES) --dist loadfile --no-loadscope-reorder \
+		-p tests.copies --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval.cfg
 
 # For the tests that drive the widgets; where there is no way without a question, they are skipped.
 browser:

@@ -390,34 +390,34 @@ def test_every_scheduler_samples_the_members_of_a_finite_data_set(name, schedule
 THREADS = """
 import torch
 from spatext_lab.diffusion import few_threads
-{before}
 small, large = torch.nn.Linear(10, 10), torch.nn.Linear(5000, 5000, device="meta")
-seen = [torch.get_num_threads()]
-for network in (small, large):
-    with few_threads(network):
+given = torch.get_num_threads()
+for before in {before}:
+    torch.set_num_threads(before or given)
+    seen = [torch.get_num_threads()]
+    for network in (small, large):
+        with few_threads(network):
+            seen.append(torch.get_num_threads())
         seen.append(torch.get_num_threads())
-    seen.append(torch.get_num_threads())
-try:
-    with few_threads(small):
-        raise KeyError
-except KeyError:
-    seen.append(torch.get_num_threads())
-print(*seen)
+    try:
+        with few_threads(small):
+            raise KeyError
+    except KeyError:
+        seen.append(torch.get_num_threads())
+    print(*seen)
 """
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is one thread anyway")
 @pytest.mark.parametrize(
-    ("before", "variables", "small", "large"),
+    ("before", "variables", "expected"),  # None: as many as there were; those of a small one
     [
-        ("", {}, 1, None),  # None: as many as there were
-        ("torch.set_num_threads(7)", {}, 7, 7),
-        ("", {"OMP_NUM_THREADS": "2"}, 2, 2),
-        ("torch.set_num_threads(1)", {}, 1, 1),
+        ((None, 7, 1), {}, ((None, 1), (7, 7), (1, 1))),
+        ((None,), {"OMP_NUM_THREADS": "2"}, ((2, 2),)),
     ],
 )
 def test_small_networks_run_on_one_thread_where_the_user_has_not_chosen(
-    before, variables, small, large
+    before, variables, expected
 ):
     """In a process of its own. Large ones keep all; afterwards all is as it was, also by error."""
     plain = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -428,9 +428,10 @@ def test_small_networks_run_on_one_thread_where_the_user_has_not_chosen(
         text=True,
         check=True,
     )
-    threads, *seen = map(int, done.stdout.split())
-    large = large or threads
-    assert seen == [small, threads, large, threads, threads]
+    lines = [[*map(int, line.split())] for line in done.stdout.splitlines()]
+    for (threads, small), (known, *seen) in zip(expected, lines, strict=True):
+        assert threads in (None, known)
+        assert seen == [small, known, known, known, known]
 
 
 # --- the sampler as a generator -----------------------------------------------------------------

@@ -836,58 +836,59 @@ def test_karras_sigmas_against_stable_diffusion(stable_diffusion, scheduler):
 # --- the progress bar -----------------------------------------------------------------------------
 
 PROGRESS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from spatext_lab.scene import Scene
-from {module} import {kind}
-pipeline = {kind}.from_pretrained(Path({folder!r}))
-{before}
-print("loaded", file=sys.stderr, flush=True)
-pipeline(Scene("a ball"), num_inference_steps=4, callback_on_step_end=lambda *_: {wait})
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+for before, wait, error in {cases}:
+    pipeline = TextToImagePipeline.from_pretrained(Path({folder!r}))
+    exec(before)
+    os.dup2(error, 2)
+    sleep = lambda *_: time.sleep(wait)
+    pipeline(Scene("a ball"), num_inference_steps=4, callback_on_step_end=sleep)
 """
-
-
-def output_of(folder: Path, kind: str, before: str, wait: float, terminal: bool) -> str:
-    """What a pipeline writes to its error output while it samples."""
-    wanted = KINDS[kind]
-    code = PROGRESS.format(
-        module=wanted.__module__,
-        kind=wanted.__name__,
-        folder=str(folder),
-        before=before,
-        wait=f"time.sleep({wait})",
-    )
-    command = [sys.executable, "-c", code]
-    if not terminal:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stderr.partition("loaded\n")[2]
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
-    written = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            written += chunk
-    except OSError:  # the other end was closed
-        pass
-    os.close(ours)
-    assert process.wait() == 0
-    return written.decode().partition("loaded\r\n")[2]
-
-
 QUIET = [("", 0.9, False), ("", 0.0, True)]
 SHOWN = [("", 0.9, True), ("pipeline.set_progress_bar_config(disable=False, delay=0)", 0.0, False)]
 OFF = [("pipeline.set_progress_bar_config(disable=True)", 0.9, True)]
+ALL = [*QUIET, *SHOWN, *OFF]
 
 
-@pytest.mark.parametrize(("before", "wait", "terminal"), [*QUIET, *SHOWN, *OFF])
-def test_progress_is_silent_under_two_seconds_and_without_a_terminal(root, before, wait, terminal):
-    written = output_of(root / "text-to-image", "text-to-image", before, wait, terminal)
-    if (before, wait, terminal) in SHOWN:
-        assert "4/4" in written
+@pytest.fixture(scope="module")
+def written(root) -> dict[tuple, str]:
+    """What a pipeline writes to its error output while it samples, in a process of its own: with
+    these lines before, this wait after each step, to a terminal or a pipe."""
+    pairs = [pty.openpty() if terminal else os.pipe() for *_, terminal in ALL]
+    ours, theirs = zip(*pairs, strict=True)
+    cases = []
+    for (before, wait, terminal), end in zip(ALL, theirs, strict=True):
+        cases.append((before, wait, end))
+        if terminal:
+            termios.tcsetwinsize(end, (24, 80))
+    code = PROGRESS.format(cases=cases, folder=str(root / "text-to-image"))
+    subprocess.run([sys.executable, "-c", code], pass_fds=theirs, check=True, capture_output=True)
+    for end in theirs:
+        os.close(end)
+    return dict(zip(ALL, map(_read, ours), strict=True))
+
+
+def _read(end: int) -> str:
+    """All that was written to a pipe or a terminal, whose other end is closed."""
+    found = b""
+    try:
+        while chunk := os.read(end, 4096):
+            found += chunk
+    except OSError:  # a terminal's way to say so
+        pass
+    os.close(end)
+    return found.decode()
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_progress_is_silent_under_two_seconds_and_without_a_terminal(written, case):
+    if case in SHOWN:
+        assert "4/4" in written[case]
     else:
-        assert written == ""
+        assert written[case] == ""
 
 
 def test_a_progress_bar_counts_the_steps(fresh, capsys):

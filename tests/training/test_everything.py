@@ -56,8 +56,10 @@ def test_the_expected_time_is_that_of_the_schedule(workers, hours):
 
 
 def test_a_short_chain_twice_gives_the_same_bits(tmp_path, capsys):
-    for name in "ab":
-        assert train_all(tmp_path / name, only=CHEAP, steps=2, device="cpu") == []
+    """Once by one command, once run by run."""
+    assert train_all(tmp_path / "a", only=CHEAP, steps=2, device="cpu") == []
+    for stage, parts in (("autoencoder", {}), ("decoder", {"vae": tmp_path / "b" / "autoencoder"})):
+        run_module.run(stage, steps=2, out=tmp_path / "b" / stage, device="cpu", **parts)
     for stage in CHEAP:
         weights = f"{stage}/diffusion_pytorch_model.safetensors"
         assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()

@@ -2,14 +2,11 @@
 """A comparison's images: kept, gone on with after a kill, never mixed with others."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -234,19 +231,13 @@ def test_a_killed_process_is_gone_on_with(root, tmp_path):
     """SIGKILL as soon as some images are there; the rest comes from a process of its own."""
     sets = scene_sets(33, 0, "boxes")[:1]
     order = Order(tmp_path / "out", str(root), identity(str(root)), tuple(sets))
-    code = f"""
-from pathlib import Path
-from spatext_lab.evaluation.comparison.images import Order, sample_method
-from spatext_lab.evaluation.comparison.scenes import scene_sets
-sets = tuple(scene_sets(33, 0, "boxes")[:1])
-sample_method(Order(Path({str(order.out)!r}), {str(root)!r}, {order.identity!r}, sets), "reco")
-"""
-    home = os.environ | {"PYTHONPATH": str(Path(images.__file__).parents[3])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=home, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(order.folder("reco").glob("*/*.png"))) < 17:
+    process = get_context("fork").Process(target=sample_method, args=(order, "reco"))
+    process.start()
+    while process.is_alive() and len(list(order.folder("reco").glob("*/*.png"))) < 17:
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in order.folder("reco").glob("*/*.png")}
     assert 17 <= len(kept) < 33
     found = images.sample_all(order, ["reco", "words"])
