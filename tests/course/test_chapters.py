@@ -17,12 +17,14 @@ CHECKED = "nbval-check-output"
 
 # name: what the only cell had printed, its tags, whether it passes now that it is run again
 PRINTED = {
-    "same": ("4 of 5, 0.3 s, <object at 0x7f12>\n", [CHECKED], True),
-    "other-time": ("4 of 5, 17.25 s, <object at 0x12ab>\n", [CHECKED], True),
-    "other-number": ("5 of 5, 0.3 s, <object at 0x7f12>\n", [CHECKED], False),
-    "nobody-asked": ("5 of 5, 0.3 s, <object at 0x7f12>\n", [], True),
+    "same": ("4 of 5, 0.3 s, <object at 0x7f12>, ../data/a\n", [CHECKED], True),
+    "other-time": ("4 of 5, 17.25 s, <object at 0x12ab>, ../data/a\n", [CHECKED], True),
+    "other-folder": ("4 of 5, 0.3 s, <object at 0x7f12>, ../../a/b/data/a\n", [CHECKED], True),
+    "other-file": ("4 of 5, 0.3 s, <object at 0x7f12>, ../data/b\n", [CHECKED], False),
+    "other-number": ("5 of 5, 0.3 s, <object at 0x7f12>, ../data/a\n", [CHECKED], False),
+    "nobody-asked": ("5 of 5, 0.3 s, <object at 0x7f12>, ../data/a\n", [], True),
 }
-PRINTS = "print(f'{2 + 2} of 5, 0.3 s, <object at 0x7f12>')"
+PRINTS = "print(f'{2 + 2} of 5, 0.3 s, <object at 0x7f12>, ../data/a')"
 
 CHECK = """seen = []
 
@@ -90,7 +92,7 @@ def failed(tmp_path_factory) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_changed_number_is_noticed(failed, name):
-    """Times and addresses may differ, numbers may not, unless nobody asked."""
+    """Times, addresses and where the data are may differ, numbers may not, unless nobody asked."""
     assert ((name, "Cell") not in failed) == PRINTED[name][-1]
 
 
