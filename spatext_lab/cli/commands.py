@@ -8,7 +8,6 @@ it, so that a command does not wait for what it does not use.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import signal
 import sys
@@ -127,6 +126,7 @@ def sample(args: argparse.Namespace) -> int:
 
     asked = Scene.load(args.scene)
     from spatext_lab import zoo
+    from spatext_lab.figures.png import png
     from spatext_lab.reco.pipeline import ReCoPipeline
     from spatext_lab.spatext.pipeline import SpaTextPipeline
     from spatext_lab.text_to_image.pipeline import TextToImagePipeline
@@ -135,8 +135,8 @@ def sample(args: argparse.Namespace) -> int:
     parts = ("spatext", "spatext-pixel", "reco", "text-to-image")
     kind, part = dict(zip(SAMPLERS, zip(kinds, parts, strict=True), strict=True))[args.method]
     image = kind.from_pretrained(zoo.folder(args.model, part))(asked, **settings).images[0]
-    image.save(png := io.BytesIO(), format="PNG")
-    _write(args.out, png.getvalue())
+    made = {"method": args.method, "scene": asked.to_json()} | settings
+    _write(args.out, png(image, f"{args.method}: {asked.caption}", made))
     return 0
 
 

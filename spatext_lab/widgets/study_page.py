@@ -56,8 +56,9 @@ def make(
     Args:
         out: folder to write them in.
         methods: two names of `evaluate`'s methods, whose images are sampled.
-        images: in place of methods, two folders with images of the same names; the scene of
-            a.png is read from a.json in either of them, see `Scene.save`.
+        images: in place of methods, two folders with images of the same names, such as those of
+            two methods that `compare` writes. The scene of an image is in its PNG file, as
+            `compare` and `sample` write it, or beside it: that of a.png in a.json, by `Scene.save`.
         scenes: number of scenes, of those that `evaluate` uses.
         seed: of the first image, and of sides.
         model: pocket, or a folder with its layout.
@@ -66,8 +67,9 @@ def make(
         The pairs.
 
     Raises:
-        ValueError: not two methods or two folders, folders without a name in common, the key of
-            another study in `out`.
+        ValueError: not two methods or two folders, folders without a name in common, images of
+            different scenes under one name, the key of another study in `out`.
+        FileNotFoundError: a scene is missing; names its file.
     """
     if sorted((len(methods or ()), len(images or ()))) != [0, 2]:
         found = f"methods is {methods}, images is {images}"
@@ -102,19 +104,41 @@ def _sampled(methods: Sequence[str], scenes: int, seed: int, model: str) -> list
 
 def _found(first: Path, second: Path) -> list[Pair]:
     """The images of two folders that have the same name, with their scenes."""
-    shared = sorted(_names(first) & _names(second))
+    keys = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    places = [_place(folder) for folder in (first, second)]
+    shared = sorted(set.intersection(*map(_names, places)))
     if not shared:
         raise ValueError(f"{first} and {second} have no images ({' '.join(SUFFIXES)}) of one name")
-    keys = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    pairs = []
-    for name in shared:
-        there = (folder / name for folder in (first, second))
-        opened = {key: Image.open(path) for key, path in zip(keys, there, strict=True)}
-        notes = [(folder / name).with_suffix(".json") for folder in (first, second)]
-        scene = next((Scene.load(note) for note in notes if note.exists()), Scene(""))
-        pairs.append(Pair(scene, opened))
-    return pairs
+    return [_pair(keys, [place / name for place in places]) for name in shared]
+
+
+def _place(folder: Path) -> Path:
+    """The folder of the images; for a method's folder of a comparison, that of its table."""
+    from spatext_lab.evaluation.comparison.scenes import MAIN
+
+    return folder / MAIN if not _names(folder) and (folder / MAIN).is_dir() else folder
 
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+
+
+def _pair(keys: Sequence[str], paths: Sequence[Path]) -> Pair:
+    images = [Image.open(path) for path in paths]
+    scenes = [s for s in map(_scene, paths, images) if s is not None]
+    if not scenes:
+        missing = f"{paths[0].with_suffix('.json')} is missing"
+        raise FileNotFoundError(f"{missing}: write the image's scene there, with `Scene.save`")
+    if len({scene.caption for scene in scenes}) > 1:
+        raise ValueError(f"{paths[0]} and {paths[1]} are of different scenes; rename one of them")
+    return Pair(scenes[0], dict(zip(keys, images, strict=True)))
+
+
+def _scene(path: Path, image: Image.Image) -> Scene | None:
+    """The scene of an image: beside it, or in its file, where `figures.png` has put it."""
+    if (note := path.with_suffix(".json")).exists():
+        return Scene.load(note)
+    try:
+        return Scene.from_json(json.loads(image.info["Parameters"])["scene"])
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spatext_lab.cli import parser as cli
 from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.evaluation.comparison import images as comparison
+from spatext_lab.evaluation.comparison.images import sample_method
+from spatext_lab.evaluation.comparison.run import run
+from spatext_lab.evaluation.comparison.scenes import scene_sets
 from spatext_lab.evaluation.study.pairs import Key, Pair, blind
 from spatext_lab.evaluation.tasks import layout_tasks, tasks
 from spatext_lab.scene import Scene
@@ -119,16 +124,49 @@ def test_folders_are_paired_by_name_and_their_scenes_read(tmp_path):
         (tmp_path / folder).mkdir()
         for name in names:
             image((1, 2, 3)).save(tmp_path / folder / name, format="PNG")
+    Scene("").save(tmp_path / "a" / "1.json")
+    folders = (tmp_path / "a", tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=r"a.2.json is missing: write the image's scene"):
+        make(tmp_path / "out", images=folders)
     SCENE.save(tmp_path / "b" / "2.json")
-    pairs = make(tmp_path / "out", images=(tmp_path / "a", tmp_path / "b"))
+    pairs = make(tmp_path / "out", images=folders)
     assert [pair.scene for pair in pairs] == [Scene(""), SCENE]
     assert [tuple(pair.images) for pair in pairs] == [("a", "b")] * 2
+    Scene("another").save(tmp_path / "a" / "2.json")
+    with pytest.raises(ValueError, match=r"a.2.png and .*b.2.png are of different scenes; rename"):
+        make(tmp_path / "out", images=folders)
     same = (tmp_path / "a", tmp_path / "out" / "a")
     same[1].mkdir()
     with pytest.raises(ValueError, match=r"have no images \(.png .jpg"):
         make(tmp_path / "out", images=same)
     image((1, 2, 3)).save(same[1] / "1.png")
     assert tuple(make(tmp_path / "other", images=same)[0].images) == tuple(map(str, same))
+
+
+def test_images_of_a_comparison_have_their_scenes(tmp_path, monkeypatch):
+    """With the folders of two methods, whose diversity has further images beside the table's."""
+    monkeypatch.setattr(
+        comparison,
+        "sample_all",
+        lambda order, methods: {m: sample_method(order, m) for m in methods},
+    )
+    run(["true", "autoencoder"], tmp_path, scenes=3)
+    folders = (tmp_path / "images" / "true", tmp_path / "images" / "autoencoder")
+    pairs = make(tmp_path / "out", images=folders)
+    asked = scene_sets(3, 0, "boxes")[0].asked("true")
+    assert [pair.scene for pair in pairs] == [task.scene for task in asked]
+    for k, pair in enumerate(pairs):
+        assert list(pair.images) == ["true", "autoencoder"]
+        assert np.array_equal(pair.images["true"], pocket_item("test", k).image)
+
+
+def test_sampled_images_have_their_scenes(tmp_path):
+    SCENE.save(tmp_path / "scene.json")
+    for method in ("text", "spatext"):
+        line = f"sample --method {method} --scene {tmp_path}/scene.json --num-inference-steps 1"
+        assert cli.main([*line.split(), "--out", str(tmp_path / method / "one.png")]) == 0
+    (pair,) = make(tmp_path / "out", images=(tmp_path / "text", tmp_path / "spatext"))
+    assert pair.scene == SCENE
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,8 @@ class Order:
 
     def made(self, method: str, task: Task, seed: int) -> dict[str, Any]:
         """How an image is made, as it is written into its PNG."""
-        scene = hashlib.sha256(task.scene.to_json().encode()).hexdigest()
-        facts = {"method": method, "model": self.identity, "scene": scene[:16], "seed": seed}
-        return facts | {"settings": METHODS[method].settings}
+        facts = {"method": method, "model": self.identity, "scene": task.scene.to_json()}
+        return facts | {"seed": seed, "settings": METHODS[method].settings}
 
 
 def identity(model: str) -> str:
@@ -125,7 +124,8 @@ def _is_there(order: Order, method: str, one: SceneSet, index: int, task: Task) 
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) < 80 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read(order: Order, method: str) -> dict[str, dict[int, Image.Image]]:

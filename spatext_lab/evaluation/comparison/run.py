@@ -17,7 +17,7 @@ from spatext_lab.clip import Clip
 from spatext_lab.evaluation.comparison import images, listing, page, scores
 from spatext_lab.evaluation.comparison.curves import Bin, curve_sets
 from spatext_lab.evaluation.comparison.images import Order
-from spatext_lab.evaluation.comparison.scenes import SPLIT, SceneSet, scene_sets
+from spatext_lab.evaluation.comparison.scenes import MAIN, SPLIT, SceneSet, scene_sets
 from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.scene import Scene, files
@@ -177,8 +177,8 @@ def _row(
     asked: Sequence[Scene],
 ) -> dict[str, Any]:
     """A method's row of the table."""
-    one, main = METHODS[method], "scenes "
-    unread = [key for key in found["unread"] if key.startswith(main)]
+    one = METHODS[method]
+    unread = [key for key in found["unread"] if key.startswith(f"{MAIN} ")]
     row = {"name": one.what, "method": method, "scenes": len(asked) - len(unread)}
     row |= {"unread": len(unread), "why": next(iter(found["unread"].values()), None)}
     row |= scores.summary(values) | extra | {"passes": one.passes(asked)}

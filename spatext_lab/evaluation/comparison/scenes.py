@@ -9,6 +9,7 @@ from spatext_lab.scene import Region, Scene
 from spatext_lab.scene.places import Box, tight_box
 
 SPLIT = "test"
+MAIN = "scenes"  # the set of the table
 AGAIN = 3  # further images of a scene, for its diversity
 DIVERSE = 32  # scenes whose diversity is measured, at most
 _APART = 100_003  # between the seeds of a scene's images
@@ -63,7 +64,7 @@ def scene_sets(scenes: int, seed: int, protocol: str) -> list[SceneSet]:
     else:
         todo = list(tasks(scenes, seed, SPLIT))
     boxes = tuple(tuple(tight_box(mask) for mask in task.masks) for task in todo)
-    sets = [SceneSet("scenes", tuple(todo), boxes, seed)]
+    sets = [SceneSet(MAIN, tuple(todo), boxes, seed)]
     some = min(scenes, DIVERSE)
     return sets + [
         SceneSet(f"again-{k}", tuple(todo[:some]), boxes[:some], seed + k * _APART)
