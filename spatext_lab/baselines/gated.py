@@ -113,12 +113,12 @@ class GroundedDenoiser(UNetDenoiser):
         unet, objects = self.unet, condition.objects
         if objects is None or t[0] < self.first:
             return super().__call__(x_t, t, condition)
-        present, boxes, texts = objects.to(unet.dtype).tensor_split([1, 5], dim=2)
+        present, boxes, texts = objects.to(self.dtype).tensor_split([1, 5], dim=2)
         grounding = {"boxes": boxes, "masks": present[..., 0], "positive_embeddings": texts}
         prediction = unet(
-            x_t.to(unet.dtype),
+            x_t.to(self.dtype),
             t,
-            encoder_hidden_states=condition.text.to(unet.dtype),
+            encoder_hidden_states=condition.text.to(self.dtype),
             cross_attention_kwargs={"gligen": grounding},
         ).sample
         return prediction.to(x_t.dtype)

@@ -16,7 +16,9 @@ function of eps, and the weights of the predictions in each formula add up to 1.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real as Number
+from operator import attrgetter
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -149,6 +151,8 @@ class UNetDenoiser:
     """
 
     unet: UNet2DConditionModel
+    # diffusers looks through all weights for it, so once and not in every step
+    dtype = cached_property(attrgetter("unet.dtype"))
 
     def __call__(
         self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, "b"], condition: Condition
@@ -174,10 +178,9 @@ class UNetDenoiser:
             # An embedding of length 1 has d small numbers. Times sqrt(d), they have the variance
             # of the latents beside them (our choice), and the map is learned as fast.
             x_in = torch.cat([x_t, st_map.to(x_t) * st_map.shape[1] ** 0.5], dim=1)
-        dtype = unet.dtype  # diffusers looks through all weights for it
-        text = {"encoder_hidden_states": condition.text.to(dtype)}
+        text = {"encoder_hidden_states": condition.text.to(self.dtype)}
         mask = condition.text_mask
-        prediction = unet(x_in.to(dtype), t, **text, encoder_attention_mask=mask).sample
+        prediction = unet(x_in.to(self.dtype), t, **text, encoder_attention_mask=mask).sample
         return prediction.to(x_t.dtype)
 
 

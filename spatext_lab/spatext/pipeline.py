@@ -195,6 +195,7 @@ class SpaTextPipeline(ScenePipeline):
             # 7. Latents to images
             images = x_0 = step.x_t
             if output_type != "latent":
+                x_0 = x_0.contiguous(memory_format=torch.channels_last)  # faster on a CPU
                 scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
                 pixels = self.vae.decode(scaled).sample
                 images = self.image_processor.postprocess(pixels, output_type)
@@ -243,11 +244,10 @@ class SpaTextPipeline(ScenePipeline):
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
         sources = generators(shape[0], seed, generator)
-        device = self._execution_device
         if latents is None:
-            x_T = randn_tensor(shape, sources, device)
+            x_T = randn_tensor(shape, sources, condition.text.device)
         else:
-            x_T = checked_latents(latents, shape, device)
+            x_T = checked_latents(latents, shape, condition.text.device)
         # 6. The sampling loop
         steps = num_inference_steps
         return self._sample(denoiser, self.scheduler, x_T, condition, steps, sources)
