@@ -739,14 +739,21 @@ def test_a_linear_prior_is_offloaded_too(root):
 # --- schedulers -----------------------------------------------------------------------------------
 
 
+TWELVE = {"seed": 2, "num_inference_steps": 12}
+
+
+@cache
+def after_twelve_steps(folder: Path, kind: str) -> Tensor:
+    return final(opened(folder, kind), SCENE, **TWELVE)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_the_scheduler_can_be_swapped(fresh, scheduler):
+def test_the_scheduler_can_be_swapped(fresh, folder, kind, scheduler):
     """Each draws: finite latents, near DDIM's own with many steps, ending in the predicted x_0."""
-    settings = {"seed": 2, "num_inference_steps": 12}
-    want = final(fresh, SCENE, **settings)
+    want = after_twelve_steps(folder, kind)
     fresh.scheduler = SCHEDULERS[scheduler].from_config(fresh.scheduler.config)
     before = {k: v for k, v in vars(fresh.scheduler).items() if k != "_internal_dict"}
-    steps = list(fresh.stream(SCENE, **settings))
+    steps = list(fresh.stream(SCENE, **TWELVE))
     assert len(steps) == 12
     got = steps[-1].x_t
     assert torch.isfinite(got).all()
@@ -757,6 +764,7 @@ def test_the_scheduler_can_be_swapped(fresh, scheduler):
     assert fresh(SCENE, **TWO).images[0].size == (64, 64)
 
 
+@pytest.mark.parametrize("name", [f"tiny {kind}" for kind in KINDS])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_folders_own_scheduler_is_kept(fresh, scheduler, tmp_path):
     fresh.scheduler = SCHEDULERS[scheduler].from_config(fresh.scheduler.config)
