@@ -172,6 +172,16 @@ def test_tokens_of_different_objects_differ_before_training(closed):
         tokens = closed.unet.position_net(objects[..., 1:5], objects[..., 0], objects[..., 5:])[0]
     alike = torch.nn.functional.cosine_similarity(tokens[:, None], tokens, dim=-1)
     assert alike[~torch.eye(4, dtype=torch.bool)].mean() < 0.85
+    assert tokens.std() > 0.3  # beside cells of about 1; as diffusers begins, 0.04
+
+
+def test_new_layers_begin_as_he_wrote(closed):
+    """Weights of variance 2 / inputs, biases of 0: in all that a token passes before attention."""
+    for name, layer in closed.unet.named_modules():
+        begins = name.startswith("position_net.linears.") or name.endswith(".fuser.linear")
+        if begins and isinstance(layer, torch.nn.Linear):
+            assert layer.weight.var().item() == pytest.approx(2 / layer.in_features, rel=0.4)
+            assert not layer.bias.any()
 
 
 def layer_norm(x: np.ndarray, w: dict, name: str) -> np.ndarray:

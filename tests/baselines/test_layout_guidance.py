@@ -3,6 +3,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -59,6 +60,59 @@ def told(pipeline, scenes):
 def exact(base) -> LayoutGuidancePipeline:
     """In double precision."""
     return LayoutGuidancePipeline.from_pipe(base, unet=copy.deepcopy(base.unet).double())
+
+
+def attention_of_a_head(layer, head: int, cells: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """softmax(Q K^T / sqrt(width)) of one head: cells x tokens."""
+    width = layer.to_q.out_features // layer.heads
+    own = slice(head * width, (head + 1) * width)
+    query, key = (
+        states @ part.weight.detach().numpy()[own].T
+        for part, states in ((layer.to_q, cells), (layer.to_k, text))
+    )
+    paid = np.exp(query @ key.T / np.sqrt(width))
+    return paid / paid.sum(1, keepdims=True)
+
+
+def tokens_of(tokenizer, text: str, caption: str) -> list[int]:
+    """Where the text's tokens stand among the caption's, compared number by number."""
+    own = tokenizer(text, add_special_tokens=False).input_ids
+    whole, n = tokenizer(caption).input_ids, len(own)
+    start = next(k for k in range(len(whole)) if whole[k : k + n] == own)
+    return list(range(start, start + n))
+
+
+def test_the_energy_of_images_against_a_loop(exact):
+    """The mean over texts, layers from the middle on, heads and tokens; a caption may begin with
+    its region's text."""
+    tree = Scene("a tree by a lake", [Region("a tree", box=(0.25, 0, 1, 0.5))])
+    scenes, seen, handles = [SCENE, BARE, BALLS, tree], [], []
+    for name, layer in exact.unet.named_modules():
+        if name.endswith("attn2") and not name.startswith("down_blocks."):
+
+            def spy(layer, args, known, _):
+                seen.append((layer, args[0].numpy(), known["encoder_hidden_states"].numpy()))
+
+            handles.append(layer.register_forward_hook(spy, with_kwargs=True))
+    x_t = initial_noise(range(4), (4, 16, 16)).double()
+    with torch.no_grad():
+        energy = exact.energy(x_t, T, *told(exact, scenes))
+    for handle in handles:
+        handle.remove()
+    assert len(seen) > 1
+    for k, scene in enumerate(scenes):
+        means = []
+        for text in {region.text for region in scene.regions}:
+            tokens, each = tokens_of(exact.tokenizer, text, phrased(scene)), []
+            for layer, cells, states in seen:
+                side = round(cells.shape[1] ** 0.5)
+                masks = [r.mask_at(side, side) for r in scene.regions if r.text == text]
+                inside = np.any(masks, axis=0).ravel()
+                for head in range(layer.heads):
+                    paid = attention_of_a_head(layer, head, cells[k], states[k])[:, tokens]
+                    each += ((1 - paid[inside].sum(0) / paid.sum(0)) ** 2).tolist()
+            means.append(np.mean(each))
+        assert energy[k].item() == pytest.approx(np.mean(means) if means else 0, rel=1e-5)
 
 
 def test_the_gradient_against_finite_differences(exact):

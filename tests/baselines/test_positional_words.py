@@ -138,11 +138,12 @@ def test_the_pipeline_samples_the_caption_and_nothing_else(tmp_path):
     assert words.position_tokens.decode(words.tokens(SCENE).ids) == Scene(
         SAID.replace(";", " ;").replace(",", " ,")
     )
-    condition = words.condition([SCENE, Scene("two boats")])
     plain = ReCoPipeline(base.unet, base.vae, *longer, base.scheduler)
-    want = plain.condition([Scene(SAID), Scene("two boats")])
-    assert torch.equal(condition.text, want.text)
-    assert torch.equal(condition.null_text, want.null_text)
+    for negative in ("a cup", ""):
+        condition = words.condition([SCENE, Scene("two boats")], negative)
+        want = plain.condition([Scene(SAID), Scene("two boats")], negative)
+        assert torch.equal(condition.text, want.text)
+        assert torch.equal(condition.null_text, want.null_text)
     short = base.condition([Scene("two boats")])
     torch.testing.assert_close(condition.text[1:, :77], short.text, atol=1e-5, rtol=1e-5)
     (image,) = words(SCENE, num_inference_steps=1).images
