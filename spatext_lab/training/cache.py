@@ -114,30 +114,53 @@ def build(
         clip: embeds the segments; None to keep the scenes instead.
         halves: also keep the latents of the images at half their width and height.
     """
-    latents, half, captions, scenes, segments, whole = [], [], [], [], [], []
+    captions, scenes, segments, whole = [], [], [], []
+    latents, half = _Stack(total), _Stack(total)
     bar = Progress(total=total, desc="caching", unit="image")
     for chunk in _chunks(examples):
         images = to_tensor(e.image for e in chunk).to(vae.device)
-        latents.append(encode(vae, images).cpu())
+        latents.append(encode(vae, images))
         if halves:
-            half.append(encode(vae, F.avg_pool2d(images, 2)).cpu())
+            half.append(encode(vae, F.avg_pool2d(images, 2)))
         captions += [e.captions for e in chunk]
         if clip is None:
             scenes += [e.scene for e in chunk]
         else:
-            images, size = to_unit(images).to(clip.device), latents[0].shape[-2:]
+            images, size = to_unit(images).to(clip.device), latents.tensor.shape[-2:]
             whole.append(clip.encode_images(images).cpu())
             for image, example in zip(images, chunk, strict=True):
                 rng = Random(f"painted/{len(segments)}")
                 segments.append(_segments(image, example.scene, clip, size, rng))
         bar.update(len(chunk))
     bar.close()
-    half = torch.cat(half) if halves else None
     if clip is None:
-        return Cache(torch.cat(latents), captions, scenes, half_latents=half)
+        return Cache(latents.tensor, captions, scenes, half_latents=half.tensor)
     texts, *stacks = zip(*segments, strict=True)
     stacks = [torch.stack(each) for each in stacks]
-    return Cache(torch.cat(latents), captions, None, list(texts), *stacks, torch.cat(whole), half)
+    whole = torch.cat(whole)
+    return Cache(latents.tensor, captions, None, list(texts), *stacks, whole, half.tensor)
+
+
+class _Stack:
+    """Rows that are appended into one tensor with room for `total`.
+
+    Kept one by one between the networks' large temporary tensors, they would split the heap, and
+    the process would keep several times the memory of the rows.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.count, self.rows = total, 0, None
+
+    def append(self, rows: Tensor) -> None:
+        if self.rows is None:
+            self.rows = torch.empty(self.total, *rows.shape[1:])
+        self.rows[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The rows so far; None where there are none."""
+        return None if self.rows is None else self.rows[: self.count]
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:

@@ -76,8 +76,9 @@ def train_all(
 ) -> list[str]:
     """Trains every shipped model; what is complete in `out` stays, what was interrupted goes on.
 
-    Each run is a process of its own with one thread, and writes to OUT/NAME.log. At the end there
-    is a page, OUT/index.html: loss curves, scores, images.
+    Each run is a process of its own with one thread, and writes to OUT/NAME.log. On a GPU some have
+    a larger batch, see `Recipe.gpu_batch`. At the end there is a page, OUT/index.html: loss curves,
+    scores, images.
 
     Args:
         out: a folder for the models, one folder each.
@@ -198,6 +199,8 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     """The process of a stage's run; it continues from a checkpoint where there is one."""
     words = ["train", stage.job.name, "--out", out / stage.name, "--device", device]
     words += ["--steps", stage.steps(steps)]
+    if stage.job.gpu_batch and device_of(device) == "cuda":
+        words += ["--batch", stage.job.gpu_batch]
     for option, name in stage.parts.items():
         words += [f"--{option}", out / name]
     words += ["--resume"] if is_interrupted(stage, out, steps) else []

@@ -45,7 +45,7 @@ from spatext_lab.scene.places import Box
 CROP = SIZE // 2  # pixels, of a crop and of an image at half the resolution
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 # Counts and relations are the hardest to learn: they have to be right for several objects at once.
-SKILL_WEIGHTS = {"object": 1, "colour": 1, "count": 2, "spatial": 2}
+SKILL_WEIGHTS = {"object": 2, "colour": 1, "count": 2, "spatial": 4}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def large_view(index: int, seed: int = 0) -> View:
     """
     rng, turn = Random(f"{seed}/large/{index}"), index % 6
     if turn < 3:
-        return _skill(rng, seed)
+        return _skill(rng)
     return _scene(rng, seed) if turn < 5 else _large_objects(rng)
 
 
@@ -142,10 +142,10 @@ def _scene(rng: Random, seed: int) -> View:
     return View(item.image, (*item.captions, *rich), objects)
 
 
-def _skill(rng: Random, seed: int) -> View:
-    """A training item of PaintSkills with its prompt."""
+def _skill(rng: Random) -> View:
+    """A training item of PaintSkills with its prompt, of any of 2^32 sets of them."""
     skill = rng.choices(tuple(SKILL_WEIGHTS), tuple(SKILL_WEIGHTS.values()))[0]
-    item = skill_item(skill, "train", rng.randrange(SPLITS[skill]["train"]), seed)
+    item = skill_item(skill, "train", rng.randrange(SPLITS[skill]["train"]), rng.getrandbits(32))
     objects = np.any([region.mask_at(SIZE, SIZE) for region in item.scene.regions], axis=0)
     return View(item.image, (item.prompt,), objects)
 

@@ -24,6 +24,9 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
+    gpu_batch: int | None = (
+        None  # images a step where `train all` runs on a GPU
+    )
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
 
     @property
@@ -82,7 +85,7 @@ RECIPES = {
     "text-to-image": Recipe(
         "text-to-image",
         Plan(
-            steps=22_500,
+            steps=20_000,
             lr=1e-3,
             warmup=500,
             cooldown=3000,
@@ -91,12 +94,14 @@ RECIPES = {
         ),
         0.65,
         "generates pocket images from captions; the base of SpaText and ReCo",
+        gpu_batch=256,
     ),
     "spatext": Recipe(
         "spatext",
         Plan(steps=10_000, lr=1e-3),
         0.37,
         "generates pocket scenes: a caption, and texts for regions",
+        gpu_batch=128,
     ),
     "other-maps": Recipe(
         "other-maps",
@@ -109,18 +114,21 @@ RECIPES = {
         Plan(steps=9000, lr=1e-3),
         0.33,
         "generates pocket scenes without an autoencoder: SpaText's pixel variant",
+        gpu_batch=128,
     ),
     "reco": Recipe(
         "reco",
-        Plan(steps=29_000, lr=1e-3),
+        Plan(steps=10_000, lr=1e-3),
         0.23,
         "generates pocket scenes: a caption, and texts for boxes",
+        gpu_batch=128,
     ),
     "gligen": Recipe(
         "gligen",
         Plan(steps=6000, lr=1e-3),
         0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
+        gpu_batch=128,
     ),
     "update-mask": Recipe(
         "update-mask",

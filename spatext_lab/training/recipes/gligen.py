@@ -31,6 +31,7 @@ def make(
     *,
     data: Path | None = None,
     base: str = "pocket",
+    batch: int = BATCH,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss on captions and grounding tokens, over the gated layers alone.
@@ -38,6 +39,7 @@ def make(
     Args:
         data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
         base: the text-to-image model that is frozen: "pocket", "sd15" or a folder.
+        batch: images a step.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
@@ -46,17 +48,19 @@ def make(
     pool = cache.build(views, total, model.vae)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(max_objects=max(most, LEAST_OBJECTS))
-    return fine_tune(model, pool, plan, phrase)
+    return fine_tune(model, pool, plan, phrase, batch)
 
 
-def fine_tune(model: GligenPipeline, pool: cache.Cache, plan: Plan, phrase: str) -> Job:
+def fine_tune(
+    model: GligenPipeline, pool: cache.Cache, plan: Plan, phrase: str, batch: int = BATCH
+) -> Job:
     """The job of training gated layers, from a cache of images and their scenes."""
     denoiser, scheduler = GroundedDenoiser(model.unet), model.scheduler
     for name, weight in model.unet.named_parameters():
         weight.requires_grad_(is_gated(name))
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        index = torch.randint(len(pool.latents), (batch,), generator=generator)
         condition = model.condition(draw_scenes(pool, index, generator))
         x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)

@@ -29,12 +29,20 @@ from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, EXACT, MIN_
 from spatext_lab.training.recipes.text_to_image import new_unet
 
 
-def make(plan: Plan, device: str, *, clip: Path | None = None, prior: Path | None = None) -> Job:
+def make(
+    plan: Plan,
+    device: str,
+    *,
+    clip: Path | None = None,
+    prior: Path | None = None,
+    batch: int = BATCH,
+) -> Job:
     """The diffusion loss in pixel space; caption embedding and map dropped, 10 % each.
 
     Args:
         clip: the folder of the CLIP that embeds segments and texts; the shipped one if not given.
         prior: the folder of the prior; the shipped one if not given.
+        batch: images a step.
     """
     torch.manual_seed(plan.seed)
     where = device_of(device)
@@ -51,13 +59,13 @@ def make(plan: Plan, device: str, *, clip: Path | None = None, prior: Path | Non
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        index = torch.randint(len(pool.latents), (batch,), generator=generator)
         state = caption_state(pool.image_embeddings[index])
-        exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
+        exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
         st_map = training_map(pool.embeddings[index], covered, COUNT, MIN_AREA, generator)
         condition = Condition(state, torch.zeros_like(state), st_map)
-        drop = torch.rand(2, BATCH, generator=generator) < DROP
+        drop = torch.rand(2, batch, generator=generator) < DROP
         condition = drop_conditions(condition, *drop).to(model.device)
         x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)

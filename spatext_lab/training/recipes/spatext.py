@@ -41,6 +41,7 @@ def make(
     base: str = "pocket",
     clip: Path | None = None,
     prior: Path | None = None,
+    batch: int = BATCH,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss with training maps; caption and map dropped independently, 10 % each.
@@ -54,6 +55,7 @@ def make(
             CLIP.
         clip: the folder of the CLIP that embeds segments and texts, where it is not the base's.
         prior: the folder of the prior, where it is not the base's.
+        batch: images a step.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
@@ -62,7 +64,7 @@ def make(
     examples, total, phrase = training_examples(data, model.image_size, **choice)
     halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents keeps to it
     pool = cache.build(examples, total, model.vae, model.clip, halves)
-    return fine_tune(model, pool, plan, phrase)
+    return fine_tune(model, pool, plan, phrase, batch)
 
 
 def base_parts(
@@ -104,7 +106,9 @@ def widened(
     return SpaTextPipeline.from_pipe(base, unet=unet, clip=clip, prior=prior, **limits)
 
 
-def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str) -> Job:
+def fine_tune(
+    model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str, batch: int = BATCH
+) -> Job:
     """The job of training a model to read maps, from a cache of images and their segments.
 
     Where the cache has images at half their size, one step of four has those.
@@ -112,9 +116,9 @@ def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        index = torch.randint(len(pool.latents), (batch,), generator=generator)
         condition = model.encode_captions(pool.draw_captions(index, generator))
-        exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
+        exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
         x_0 = pool.latents[index]
         if pool.half_latents is not None and step % 4 == 0:
@@ -122,7 +126,7 @@ def fine_tune(model: SpaTextPipeline, pool: cache.Cache, plan: Plan, phrase: str
         embeddings, least = pool.embeddings[index], model.config.min_area
         st_map = training_map(embeddings, covered, COUNT, least, generator)
         condition = replace(condition, st_map=st_map.to(model.device))
-        drop = torch.rand(2, BATCH, generator=generator) < DROP
+        drop = torch.rand(2, batch, generator=generator) < DROP
         condition = drop_conditions(condition, *drop.to(model.device))
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))

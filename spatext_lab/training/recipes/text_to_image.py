@@ -8,7 +8,7 @@ The text encoder starts as the pocket CLIP's text transformer, as Stable Diffusi
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,16 @@ from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, tr
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
+from spatext_lab.training.ahead import Ahead, renderers
 from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
 
 SMALL_STEPS = 5400  # of the first stage
-SMALL_BATCH, LARGE_BATCH = 64, 32
-# New views are rendered for every BLOCK steps, so each is seen a few times and never again.
-BLOCK, SMALL_VIEWS, LARGE_VIEWS = 200, 3072, 1536
+BATCH = 32  # whole images a step, or twice as many small ones
+# New views are rendered for every BLOCK steps of a size, VIEWS for each image of the batch: a view
+# is seen about four times and never again.
+BLOCK, VIEWS = 200, 48
 DROP = 0.1
 CAPTION = 77  # tokens that Stable Diffusion's text encoder reads
 # Most of a caption's tokens are padding, which costs as much as the words. This fraction of the
@@ -74,6 +76,12 @@ def is_small(step: int) -> bool:
     return step < SMALL_STEPS or step % 4 == 0
 
 
+def block_of(step: int) -> int:
+    """The number of the block of views that the step uses: BLOCK steps of its size have it."""
+    small = min(step, SMALL_STEPS) + max(0, step - SMALL_STEPS + 3) // 4  # small steps before it
+    return (small if is_small(step) else step - small) // BLOCK
+
+
 # As far as x_t shows the objects: at the noisy end, where it does not, a larger weight would draw
 # the prediction towards objects that need not be there.
 def object_weights(
@@ -113,7 +121,14 @@ def new_pipeline(vae: Path | None = None, clip: Path | None = None) -> TextToIma
     return TextToImagePipeline(unet, autoencoder, text_encoder, tokenizer, noise_schedule())
 
 
-def make(plan: Plan, device: str, *, vae: Path | None = None, clip: Path | None = None) -> Job:
+def make(
+    plan: Plan,
+    device: str,
+    *,
+    vae: Path | None = None,
+    clip: Path | None = None,
+    batch: int = BATCH,
+) -> Job:
     """The diffusion loss on views that are rendered without end; one caption in ten is dropped.
 
     Args:
@@ -122,26 +137,29 @@ def make(plan: Plan, device: str, *, vae: Path | None = None, clip: Path | None 
         vae: the autoencoder's folder; the shipped one if not given.
         clip: the folder of the CLIP whose text transformer is the start of the text encoder; the
             shipped one if not given.
+        batch: whole images a step, or twice as many at half the resolution; a GPU takes hundreds.
     """
     torch.manual_seed(plan.seed)
     model = new_pipeline(vae, clip)
     unet, scheduler = model.unet, model.scheduler
     model.vae.to(device_of(device))
 
+    pool = renderers(device_of(device))
+    small = Ahead(partial(small_view, seed=plan.seed), 2 * batch * VIEWS, pool)
+    large = Ahead(partial(large_view, seed=plan.seed), batch * VIEWS, pool)
+
     @lru_cache(maxsize=2)
-    def views(small: bool, block: int) -> Views:
-        render, count = (small_view, SMALL_VIEWS) if small else (large_view, LARGE_VIEWS)
-        numbers = range(block * count, (block + 1) * count)
-        return encoded([render(number, plan.seed) for number in numbers], model.vae)
+    def views(source: Ahead, block: int) -> Views:
+        return encoded(source.block(block), model.vae)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        small = is_small(step)
-        pool, batch = views(small, step // BLOCK), SMALL_BATCH if small else LARGE_BATCH
-        index = torch.randint(len(pool.latents), (batch,), generator=generator)
+        source, size = (small, 2 * batch) if is_small(step) else (large, batch)
+        pool = views(source, block_of(step))
+        index = torch.randint(len(pool.latents), (size,), generator=generator)
         condition = conditions(model, pool, index, generator)
         x_0 = pool.latents[index]
         noise, t = draw_noise(x_0, scheduler, generator)
-        weight = None if small else object_weights(pool.coverage[index], t, scheduler)
+        weight = None if is_small(step) else object_weights(pool.coverage[index], t, scheduler)
         window = pool.windows[index].to(unet.device)
 
         def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
