@@ -24,9 +24,7 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
-    gpu_batch: int | None = (
-        None  # images a step where `train all` runs on a GPU
-    )
+    gpu_batch: int | None = None  # images a step where `train all` runs on a GPU
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
 
     @property
@@ -125,7 +123,7 @@ RECIPES = {
     ),
     "gligen": Recipe(
         "gligen",
-        Plan(steps=6000, lr=1e-3),
+        Plan(steps=10_000, lr=1e-3),
         0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
         gpu_batch=128,

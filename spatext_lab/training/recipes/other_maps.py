@@ -43,6 +43,7 @@ def make(
     data: Path | None = None,
     base: str = "pocket",
     representation: Literal["binary", "caption", "similarity"] = "binary",
+    batch: int = BATCH,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """SpaText's fine-tune with another kind of map.
@@ -51,6 +52,7 @@ def make(
         data: a folder in COCO layout; pocket scenes if not given.
         base: the model to start from, as in recipe spatext.
         representation: the kind of map.
+        batch: images a step.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
@@ -62,9 +64,9 @@ def make(
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        index = torch.randint(len(pool.latents), (batch,), generator=generator)
         captions = pool.draw_captions(index, generator)
-        exact = torch.rand(BATCH, 1, 1, 1, generator=generator) < EXACT
+        exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
         x_0 = pool.latents[index]
         if halves and step % 4 == 0:  # as SpaText learns
@@ -77,7 +79,7 @@ def make(
         condition = model.encode_captions([*map(model.caption, captions, texts)])
         covered = (covered * chosen[..., None, None]).to(model.device)
         st_map = model.paint(pool.embeddings[index].to(model.device), covered, captions)
-        drop = (torch.rand(2, BATCH, generator=generator) < DROP).to(model.device)
+        drop = (torch.rand(2, batch, generator=generator) < DROP).to(model.device)
         condition = drop_conditions(replace(condition, st_map=st_map), *drop)
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))

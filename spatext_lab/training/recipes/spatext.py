@@ -24,7 +24,8 @@ from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
 
-BATCH, SCENES, DROP = 16, 24_000, 0.1
+BATCH = 16
+SCENES, DROP = 24_000, 0.1
 # The fraction of images whose segments are painted exactly; the others' masks are as people paint
 # them (`corrupted_masks.painted`), so that a box is a place and no longer a shape. Not the paper's.
 EXACT = 0.5

@@ -63,7 +63,8 @@ class Views:
 def encoded(views: list[View], vae) -> Views:
     """The views' latents, and what the loss needs beside them."""
     images = to_tensor(np.stack([view.image for view in views])).to(vae.device)
-    latents = torch.cat([encode(vae, some) for some in images.split(_CHUNK)]).cpu()
+    with torch.autocast(images.device.type, enabled=False):  # a training step has it on a GPU
+        latents = torch.cat([encode(vae, some) for some in images.split(_CHUNK)]).cpu()
     objects = torch.from_numpy(np.stack([view.objects for view in views])).float()
     h, w = latents.shape[2:]
     coverage = reduce(objects, "n (h p) (w q) -> n 1 h w", "mean", h=h, w=w)
