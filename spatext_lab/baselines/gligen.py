@@ -131,10 +131,10 @@ class GligenPipeline(TextToImagePipeline):
         """The regions of scenes as `Condition.objects`, n = max_objects; the first of too many."""
         most, device = self.config.max_objects, self._execution_device
         texts = list(dict.fromkeys(r.text for scene in scenes for r in scene.regions))
-        states = gated.pooled(self.text_encoder, self.tokenizer, texts) if texts else ()
+        states = gated.pooled(self.text_encoder, self.tokenizer, texts).cpu() if texts else ()
         known = dict(zip(texts, states, strict=True))
         e = 5 + self.text_encoder.config.hidden_size
-        objects = torch.zeros(len(scenes), most, e, device=device)
+        objects = torch.zeros(len(scenes), most, e)  # filled on the CPU: a GPU minds small copies
         for row, scene in zip(objects, scenes, strict=True):
             if rest := [region.text for region in scene.regions[most:]]:
                 warn(
@@ -145,4 +145,4 @@ class GligenPipeline(TextToImagePipeline):
             for slot, region in zip(row, scene.regions, strict=False):
                 slot[:5] = torch.tensor([1, *region.box])
                 slot[5:] = known[region.text]
-        return objects
+        return objects.to(device)

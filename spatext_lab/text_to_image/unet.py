@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 WAVES = 4  # per axis; the finest has a period of a fourth of the image
 POSITION_CHANNELS = 4 * WAVES
-WHOLE = (0.0, 0.0, 1.0, 1.0)  # the window of an image that is not cropped
 
 
 class PocketUNet(UNet2DConditionModel):
@@ -51,8 +50,9 @@ class PocketUNet(UNet2DConditionModel):
             window: (x0, y0, x1, y1) in [0, 1], which part of the whole image each sample shows;
                 None for all of it, at whatever resolution `sample` has.
         """
-        if window is None:
-            window = torch.tensor(WHOLE, device=sample.device).expand(len(sample), 4)
+        if window is None:  # all of the image, (0, 0, 1, 1)
+            corner = sample.new_zeros(len(sample), 2, dtype=torch.float32)
+            window = torch.cat([corner, corner + 1], dim=1)
         where = positions(window, *sample.shape[2:]).to(sample)
         # positions first: SpaText's wider convolution appends its channels at the end
         return super().forward(

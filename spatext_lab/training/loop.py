@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
+from spatext_lab.training.graphs import graphed
 from spatext_lab.training.plan import Device, Plan, device_of
 
 LossAt = Callable[[int, torch.Generator], torch.Tensor]
@@ -55,7 +56,11 @@ class Trainer:
         groups = _groups(self.module, self.plan.slower)
         weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
+            groups,
+            lr=self.plan.lr,
+            betas=(0.9, 0.99),
+            weight_decay=self.plan.weight_decay,
+            fused=not cpu,
         )
         self.ema = EMAModel(weights, decay=self.plan.ema_decay, foreach=True)
         self.weights = weights
@@ -67,13 +72,14 @@ class Trainer:
             FloatingPointError: a loss that is not finite; the weights are still those before it.
         """
         start = time.perf_counter() - self.seconds
-        while self.done < self.plan.steps:
-            index = self.done
-            loss = self._step(index)
-            self.done += 1
-            self.losses.append(loss)
-            self.seconds = time.perf_counter() - start
-            yield Step(index, loss, self.seconds)
+        with graphed(self.module):
+            while self.done < self.plan.steps:
+                index = self.done
+                loss = self._step(index)
+                self.done += 1
+                self.losses.append(loss)
+                self.seconds = time.perf_counter() - start
+                yield Step(index, loss, self.seconds)
 
     def _step(self, index: int) -> float:
         self.module.train()

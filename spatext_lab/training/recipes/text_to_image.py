@@ -7,6 +7,7 @@ in most of their cells. From SMALL_STEPS on, three steps of four have whole imag
 The text encoder starts as the pocket CLIP's text transformer, as Stable Diffusion's is CLIP's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from diffusers import AutoencoderTiny, DDIMScheduler
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import CLIPTokenizer
 
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
@@ -36,8 +39,9 @@ BATCH = 32  # whole images a step, or twice as many small ones
 BLOCK, VIEWS = 200, 48
 DROP = 0.1
 CAPTION = 77  # tokens that Stable Diffusion's text encoder reads
-# Most of a caption's tokens are padding, which costs as much as the words. This fraction of the
-# steps has all of it, as sampling has; the others have what their longest caption needs.
+# Most of a caption's tokens are padding, which costs as much as the words. On the CPU this fraction
+# of the steps has all of it, as sampling has; the others have what their longest caption needs. A
+# GPU has time for it, and repeats steps of one shape fastest.
 FULL_LENGTH = 1 / 8
 OBJECT_WEIGHT = 3.0  # of a cell full of an object, in whole images, where x_t has no noise
 _CHUNK = 64
@@ -48,20 +52,30 @@ class Views:
     """Views as tensors."""
 
     latents: Float[Tensor, "n 4 h w"]
-    captions: list[tuple[str, ...]]
+    ids: Int[Tensor, "n k 77"]  # of up to k captions each
+    count: Int[Tensor, "n"]  # how many these are
     windows: Float[Tensor, "n 4"]
     coverage: Float[Tensor, "n 1 h w"]  # the fraction of each cell that objects cover
 
-    def draw_captions(self, index: Tensor, generator: torch.Generator) -> list[str]:
-        """One caption of each view, at random."""
-        u = torch.rand(len(index), generator=generator).tolist()
-        choices = (self.captions[i] for i in index.tolist())
-        return [some[int(x * len(some))] for some, x in zip(choices, u, strict=True)]
+    def draw_captions(self, index: Tensor, generator: torch.Generator) -> Int[Tensor, "b 77"]:
+        """The ids of one caption of each view, at random."""
+        chosen = torch.rand(len(index), generator=generator) * self.count[index]
+        return self.ids[index, chosen.long()]
+
+
+def tokenized(
+    number: int, view: Callable[[int, int], View], seed: int, tokenizer: CLIPTokenizer
+) -> tuple[View, Int[np.ndarray, "k 77"]]:
+    """A view by its number, and the ids of its captions."""
+    shown = view(number, seed)
+    padded = {"padding": "max_length", "truncation": True, "return_tensors": "np"}
+    return shown, tokenizer(list(shown.captions), **padded).input_ids
 
 
 @torch.no_grad()
-def encoded(views: list[View], vae) -> Views:
+def encoded(shown: list[tuple[View, Int[np.ndarray, "k 77"]]], vae) -> Views:
     """The views' latents, and what the loss needs beside them."""
+    views, captions = zip(*shown, strict=True)
     images = to_tensor(np.stack([view.image for view in views])).to(vae.device)
     with torch.autocast(images.device.type, enabled=False):  # a training step has it on a GPU
         latents = torch.cat([encode(vae, some) for some in images.split(_CHUNK)]).cpu()
@@ -69,7 +83,8 @@ def encoded(views: list[View], vae) -> Views:
     h, w = latents.shape[2:]
     coverage = reduce(objects, "n (h p) (w q) -> n 1 h w", "mean", h=h, w=w)
     windows = torch.tensor([view.window for view in views])
-    return Views(latents, [view.captions for view in views], windows, coverage)
+    ids = pad_sequence([torch.from_numpy(each) for each in captions], batch_first=True)
+    return Views(latents, ids, torch.tensor([*map(len, captions)]), windows, coverage)
 
 
 def is_small(step: int) -> bool:
@@ -146,8 +161,9 @@ def make(
     model.vae.to(device_of(device))
 
     pool = renderers(device_of(device))
-    small = Ahead(partial(small_view, seed=plan.seed), 2 * batch * VIEWS, pool)
-    large = Ahead(partial(large_view, seed=plan.seed), batch * VIEWS, pool)
+    items = partial(tokenized, seed=plan.seed, tokenizer=model.tokenizer)
+    small = Ahead(partial(items, view=small_view), 2 * batch * VIEWS, pool)
+    large = Ahead(partial(items, view=large_view), batch * VIEWS, pool)
 
     @lru_cache(maxsize=2)
     def views(source: Ahead, block: int) -> Views:
@@ -180,10 +196,11 @@ def conditions(
     model: TextToImagePipeline, pool: Views, index: Tensor, generator: torch.Generator
 ) -> Condition:
     """A caption of each view, with gradients for the text encoder; in DROP of all cases none."""
-    full_length = torch.rand((), generator=generator).item() < FULL_LENGTH
-    texts = [*pool.draw_captions(index, generator), ""]
-    padding = "max_length" if full_length else "longest"
-    ids = model.tokenizer(texts, padding=padding, truncation=True, return_tensors="pt").input_ids
+    null = model.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    ids = torch.cat([pool.draw_captions(index, generator), null])
+    if model.device.type == "cpu" and torch.rand((), generator=generator) >= FULL_LENGTH:
+        longest = (ids != model.tokenizer.pad_token_id).sum(1).max() + 1  # and the end token
+        ids = ids[:, :longest]
     text = model.text_encoder(ids.to(model.unet.device)).last_hidden_state
     condition = Condition(text[:-1], repeat(text[-1], "l c -> b l c", b=len(index)))
     drop = (torch.rand(len(index), generator=generator) < DROP).to(model.unet.device)
