@@ -132,7 +132,7 @@ def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, see
     # mean_resizing would use torch's global generator; the rows are filled below
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if bins:
-        rows = INITS[init](old, bins, torch.Generator().manual_seed(seed))
+        rows = INITS[init](old.cpu(), bins, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             text_encoder.get_input_embeddings().weight[first:] = rows
 

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -30,11 +30,13 @@ class Stage:
         name: of its folder.
         parts: for options of the recipe that are folders, the stages that write them.
         recipe: its name; that of the folder if not given.
+        on_gpu: whether a GPU trains it, with the recipe's steps and batch for that.
     """
 
     name: str
     parts: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
+    on_gpu: bool = False
 
     @property
     def job(self) -> Recipe:
@@ -43,7 +45,8 @@ class Stage:
 
     def steps(self, most: int | None) -> int:
         """The recipe's own number of steps, or at most so many."""
-        return min(self.job.plan.steps, most or self.job.plan.steps)
+        own = self.job.gpu.get("steps", self.job.plan.steps) if self.on_gpu else self.job.plan.steps
+        return min(own, most or own)
 
     def hours(self, most: int | None) -> float:
         """The expected time on one CPU core."""
@@ -77,8 +80,8 @@ def train_all(
     """Trains every shipped model; what is complete in `out` stays, what was interrupted goes on.
 
     Each run is a process of its own with one thread, and writes to OUT/NAME.log. On a GPU some have
-    a larger batch, see `Recipe.gpu_batch`. At the end there is a page, OUT/index.html: loss curves,
-    scores, images.
+    fewer steps and a larger batch, see `Recipe.gpu`. At the end there is a page, OUT/index.html:
+    loss curves, scores, images.
 
     Args:
         out: a folder for the models, one folder each.
@@ -94,12 +97,13 @@ def train_all(
         ValueError: an unknown name, a number out of range.
         FileNotFoundError: a model that one of `only` needs is not there.
     """
-    chosen = _chosen(only)
     on_gpu = device_of(device) == "cuda"
+    stages = [replace(stage, on_gpu=on_gpu) for stage in STAGES]
+    chosen = _chosen(stages, only)
     workers = workers or (1 if on_gpu else len(psutil.Process().cpu_affinity()))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    done = {stage.name for stage in STAGES if is_complete(stage, out, steps)}
+    done = {stage.name for stage in stages if is_complete(stage, out, steps)}
     needed = {name for stage in chosen for name in stage.parts.values()}
     if missing := sorted(needed - done - {stage.name for stage in chosen}):
         raise FileNotFoundError(f"{out} has no complete {', '.join(missing)}; train them too")
@@ -115,12 +119,12 @@ def train_all(
     return failed
 
 
-def _chosen(only: Collection[str]) -> list[Stage]:
-    known = [stage.name for stage in STAGES]
+def _chosen(stages: Sequence[Stage], only: Collection[str]) -> list[Stage]:
+    known = [stage.name for stage in stages]
     for name in only:
         if name not in known:
             raise ValueError(f"only is {name!r}; there are {', '.join(known)}")
-    return [stage for stage in STAGES if not only or stage.name in only]
+    return [stage for stage in stages if not only or stage.name in only]
 
 
 def is_complete(stage: Stage, out: Path, most: int | None = None) -> bool:
@@ -199,8 +203,8 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     """The process of a stage's run; it continues from a checkpoint where there is one."""
     words = ["train", stage.job.name, "--out", out / stage.name, "--device", device]
     words += ["--steps", stage.steps(steps)]
-    if stage.job.gpu_batch and device_of(device) == "cuda":
-        words += ["--batch", stage.job.gpu_batch]
+    if stage.on_gpu and "batch" in stage.job.gpu:
+        words += ["--batch", stage.job.gpu["batch"]]
     for option, name in stage.parts.items():
         words += [f"--{option}", out / name]
     words += ["--resume"] if is_interrupted(stage, out, steps) else []

@@ -56,11 +56,7 @@ class Trainer:
         groups = _groups(self.module, self.plan.slower)
         weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.plan.lr,
-            betas=(0.9, 0.99),
-            weight_decay=self.plan.weight_decay,
-            fused=not cpu,
+            groups, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
         )
         self.ema = EMAModel(weights, decay=self.plan.ema_decay, foreach=True)
         self.weights = weights

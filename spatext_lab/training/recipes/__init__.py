@@ -5,7 +5,7 @@ A recipe is a file of this folder with a function `make(plan, device, *, ...) ->
 parameters are the recipe's options, for `run` and for the command line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
-    gpu_batch: int | None = None  # images a step where `train all` runs on a GPU
+    gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
 
     @property
@@ -83,7 +83,7 @@ RECIPES = {
     "text-to-image": Recipe(
         "text-to-image",
         Plan(
-            steps=20_000,
+            steps=22_500,
             lr=1e-3,
             warmup=500,
             cooldown=3000,
@@ -92,14 +92,14 @@ RECIPES = {
         ),
         0.65,
         "generates pocket images from captions; the base of SpaText and ReCo",
-        gpu_batch=256,
+        gpu={"steps": 8450, "batch": 256},
     ),
     "spatext": Recipe(
         "spatext",
         Plan(steps=10_000, lr=1e-3),
         0.37,
         "generates pocket scenes: a caption, and texts for regions",
-        gpu_batch=128,
+        gpu={"steps": 6000, "batch": 64},
     ),
     "other-maps": Recipe(
         "other-maps",
@@ -112,21 +112,19 @@ RECIPES = {
         Plan(steps=9000, lr=1e-3),
         0.33,
         "generates pocket scenes without an autoencoder: SpaText's pixel variant",
-        gpu_batch=128,
+        gpu={"steps": 9000, "batch": 64},
     ),
     "reco": Recipe(
         "reco",
-        Plan(steps=10_000, lr=1e-3),
+        Plan(steps=29_000, lr=1e-3),
         0.23,
         "generates pocket scenes: a caption, and texts for boxes",
-        gpu_batch=128,
     ),
     "gligen": Recipe(
         "gligen",
-        Plan(steps=10_000, lr=1e-3),
+        Plan(steps=6000, lr=1e-3),
         0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
-        gpu_batch=128,
     ),
     "update-mask": Recipe(
         "update-mask",

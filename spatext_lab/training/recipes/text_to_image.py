@@ -34,9 +34,9 @@ from spatext_lab.training.loop import Plan
 
 SMALL_STEPS = 5400  # of the first stage
 BATCH = 32  # whole images a step, or twice as many small ones
-# New views are rendered for every BLOCK steps of a size, VIEWS for each image of the batch: a view
-# is seen about four times and never again.
-BLOCK, VIEWS = 200, 48
+# New views are rendered for every BLOCK steps of a size, so many for each image of the batch: a
+# small view is seen about twelve times, a large one six times, and never again.
+BLOCK, SMALL_VIEWS, LARGE_VIEWS = 200, 16, 32
 DROP = 0.1
 CAPTION = 77  # tokens that Stable Diffusion's text encoder reads
 # Most of a caption's tokens are padding, which costs as much as the words. On the CPU this fraction
@@ -162,8 +162,8 @@ def make(
 
     pool = renderers(device_of(device))
     items = partial(tokenized, seed=plan.seed, tokenizer=model.tokenizer)
-    small = Ahead(partial(items, view=small_view), 2 * batch * VIEWS, pool)
-    large = Ahead(partial(items, view=large_view), batch * VIEWS, pool)
+    small = Ahead(partial(items, view=small_view), 2 * batch * SMALL_VIEWS, pool)
+    large = Ahead(partial(items, view=large_view), batch * LARGE_VIEWS, pool)
 
     @lru_cache(maxsize=2)
     def views(source: Ahead, block: int) -> Views:
