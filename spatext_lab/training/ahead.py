@@ -2,7 +2,7 @@
 """Training data that is rendered without end: block by block, on a GPU ahead of the training."""
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
@@ -33,9 +33,7 @@ class Ahead:
             The items are the same.
     """
 
-    def __init__(
-        self, item: Callable[[int], Any], size: int, pool: ProcessPoolExecutor | None = None
-    ) -> None:
+    def __init__(self, item: Callable[[int], Any], size: int, pool: Executor | None = None) -> None:
         self.item, self.size, self.pool = item, size, pool
         self.begun: dict[int, Any] = {}
 

@@ -22,7 +22,7 @@ MOST = 8  # graphs of a network, each of which keeps its activations; other shap
 def graphed(module: nn.Module) -> Iterator[None]:
     """Replays the passes of the U-Net and the text encoder in `module` as graphs, on a GPU."""
     networks = [m for m in module.modules() if isinstance(m, UNet2DConditionModel | CLIPTextModel)]
-    networks = [m for m in networks if m.device.type == "cuda"]
+    networks = [network for network in networks if _on_gpu(network)]
     for network in networks:
         network.forward = _Replayed(network)
     try:
@@ -30,6 +30,10 @@ def graphed(module: nn.Module) -> Iterator[None]:
     finally:
         for network in networks:
             del network.forward
+
+
+def _on_gpu(network: nn.Module) -> bool:
+    return network.device.type == "cuda"
 
 
 class _Replayed:

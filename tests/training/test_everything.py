@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -36,6 +37,27 @@ def test_every_folder_of_the_shipped_model_has_a_stage():
     shipped = {path.parent.name for path in zoo.folder("pocket").glob("*/card.json")}
     assert shipped
     assert shipped <= {stage.name for stage in STAGES}
+
+
+def test_a_gpu_has_its_own_steps_and_batch(tmp_path, monkeypatch):
+    """Steps and batch of the recipe's `gpu`, on the command line of the run and for the record."""
+    (stage,) = (s for s in STAGES if s.name == "spatext")
+    on_gpu, budget = replace(stage, on_gpu=True), stage.job.gpu
+    assert (stage.steps(None), on_gpu.steps(None)) == (stage.job.plan.steps, budget["steps"])
+    assert on_gpu.steps(5) == 5
+    lines = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, words, **_) -> None:
+            lines.append(words)
+
+    monkeypatch.setattr(everything.subprocess, "Popen", Noted)
+    for each in (stage, on_gpu):
+        everything._start(each, tmp_path, None, "cpu")
+    batch = ["--batch", str(budget["batch"])]
+    assert not set(batch) & set(lines[0])
+    assert lines[1][lines[1].index("--batch") :][:2] == batch
+    assert lines[1][lines[1].index("--steps") + 1] == str(budget["steps"])
 
 
 class Timed(Stage):

@@ -73,7 +73,7 @@ def tokenized(
 
 
 @torch.no_grad()
-def encoded(shown: list[tuple[View, Int[np.ndarray, "k 77"]]], vae) -> Views:
+def encoded(shown: list[tuple[View, Int[np.ndarray, "_ 77"]]], vae) -> Views:
     """The views' latents, and what the loss needs beside them."""
     views, captions = zip(*shown, strict=True)
     images = to_tensor(np.stack([view.image for view in views])).to(vae.device)
@@ -159,11 +159,10 @@ def make(
     model = new_pipeline(vae, clip)
     unet, scheduler = model.unet, model.scheduler
     model.vae.to(device_of(device))
-
-    pool = renderers(device_of(device))
+    processes = renderers(device_of(device))
     items = partial(tokenized, seed=plan.seed, tokenizer=model.tokenizer)
-    small = Ahead(partial(items, view=small_view), 2 * batch * SMALL_VIEWS, pool)
-    large = Ahead(partial(items, view=large_view), batch * LARGE_VIEWS, pool)
+    small = Ahead(partial(items, view=small_view), 2 * batch * SMALL_VIEWS, processes)
+    large = Ahead(partial(items, view=large_view), batch * LARGE_VIEWS, processes)
 
     @lru_cache(maxsize=2)
     def views(source: Ahead, block: int) -> Views:

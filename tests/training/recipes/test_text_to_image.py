@@ -15,6 +15,7 @@ from spatext_lab.images import encode, to_tensor
 from spatext_lab.scene import Scene
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
+from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes import text_to_image
 
@@ -23,17 +24,49 @@ PLAN = Plan(steps=12, lr=1e-3)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Two steps of small images first, blocks of eight steps, batches of four of eight views."""
+    """Two steps of small images first, blocks of eight steps and, for batches of four, views."""
     monkeypatch.setattr(text_to_image, "SMALL_STEPS", 2)
     monkeypatch.setattr(text_to_image, "BLOCK", 8)
-    for size in ("SMALL", "LARGE"):
-        monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
-        monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
+    monkeypatch.setattr(text_to_image, "SMALL_VIEWS", 1)
+    monkeypatch.setattr(text_to_image, "LARGE_VIEWS", 2)
+
+
+def made() -> Job:
+    return text_to_image.make(PLAN, "cpu", batch=4)
+
+
+def shown(render, numbers, tokenizer) -> list:
+    """Views with the ids of their captions, tokenised one by one."""
+    views = [render(number) for number in numbers]
+    padded = {"padding": "max_length", "truncation": True}
+    return [
+        (view, np.array([tokenizer(text, **padded).input_ids for text in view.captions]))
+        for view in views
+    ]
 
 
 def test_small_images_first_then_one_step_of_four():
     small = [text_to_image.is_small(step) for step in range(10)]
     assert small == [True, True, False, False, True, False, False, False, True, False]
+
+
+def test_blocks_are_of_steps_of_one_size(monkeypatch):
+    """Counted one by one: eight small steps have a block, and so have eight large ones."""
+    monkeypatch.setattr(text_to_image, "SMALL_STEPS", 20)
+    seen = {True: 0, False: 0}
+    for step in range(200):
+        small = text_to_image.is_small(step)
+        assert text_to_image.block_of(step) == seen[small] // 8
+        seen[small] += 1
+
+
+@pytest.mark.parametrize("render", [small_view, large_view])
+def test_a_view_is_tokenised_as_it_is_by_number(render):
+    tokenizer = text_to_image.new_pipeline().tokenizer
+    view, ids = text_to_image.tokenized(3, render, 0, tokenizer)
+    ((same, wanted),) = shown(render, [3], tokenizer)
+    assert np.array_equal(view.image, same.image)
+    assert np.array_equal(ids, wanted)
 
 
 @pytest.mark.parametrize("render", [small_view, large_view])
@@ -42,13 +75,13 @@ def test_views_as_tensors_against_one_at_a_time(render, monkeypatch):
     vae = AutoencoderTiny.from_pretrained(
         zoo.folder("pocket", "text-to-image/vae"), torch_dtype=torch.float32
     )
-    views = [render(number) for number in range(5)]
-    ours = text_to_image.encoded(views, vae)
-    for i, view in enumerate(views):
+    tokenized = shown(render, range(5), text_to_image.new_pipeline().tokenizer)
+    ours = text_to_image.encoded(tokenized, vae)
+    for i, (view, ids) in enumerate(tokenized):
         with torch.no_grad():
             latents = encode(vae, to_tensor(view.image[None]))[0]
         assert_close(ours.latents[i], latents, atol=1e-5, rtol=1e-4)
-        assert ours.captions[i] == view.captions
+        assert np.array_equal(ours.ids[i, : ours.count[i]].numpy(), ids)
         assert_close(ours.windows[i], torch.tensor(view.window))
         for y in range(latents.shape[1]):
             for x in range(latents.shape[2]):
@@ -81,25 +114,26 @@ def test_it_starts_as_clips_text_transformer_and_a_small_unet():
 @pytest.mark.parametrize("step", [0, 2])
 def test_the_loss_is_that_of_the_views(step):
     """With the step's own random numbers drawn again by hand, and the network called by hand."""
-    job = text_to_image.make(PLAN, "cpu")
-    model, n = text_to_image.new_pipeline(), 4
+    job, model = made(), text_to_image.new_pipeline()
+    n = 8 if step == 0 else 4
     unet, text_encoder = job.module["unet"], job.module["text_encoder"]
     render = small_view if step == 0 else large_view
-    pool = text_to_image.encoded([render(number) for number in range(8)], model.vae)
+    pool = text_to_image.encoded(shown(render, range(8), model.tokenizer), model.vae)
     generator = torch.Generator().manual_seed(5)
     index = torch.randint(8, (n,), generator=generator)
+    ids = pool.draw_captions(index, generator)
     full = torch.rand((), generator=generator) < text_to_image.FULL_LENGTH
-    texts = pool.draw_captions(index, generator)
     drop = torch.rand(n, generator=generator) < text_to_image.DROP
     noise = torch.randn(pool.latents[index].shape, generator=generator)
     t = torch.randint(1000, (n,), generator=generator)
-    length = 77 if full else min(77, max(len(row) for row in model.tokenizer(texts).input_ids))
-    texts = ["" if gone else text for text, gone in zip(texts, drop, strict=True)]
-    rows = model.tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+    ends = (ids == model.tokenizer.eos_token_id).int().argmax(1)
+    length = 77 if full else ends.max() + 1
+    empty = model.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    ids = torch.where(drop[:, None], empty, ids)[:, :length]
     alpha = model.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     x_0 = pool.latents[index]
     with torch.no_grad():
-        text = text_encoder(rows.input_ids).last_hidden_state
+        text = text_encoder(ids).last_hidden_state
         x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
         v = unet(x_t, t, text, window=pool.windows[index]).sample
         errors = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square()
@@ -119,22 +153,22 @@ def test_every_block_of_steps_has_views_of_its_own(monkeypatch):
         return large_view(number, seed)
 
     monkeypatch.setattr(text_to_image, "large_view", render)
-    job = text_to_image.make(PLAN, "cpu")
-    for step in (2, 3, 5, 9, 17):
+    job = made()
+    for step in (2, 3, 5, 13, 23):  # the large steps 0, 1, 2, 8 and 15
         job.loss_at(step, torch.Generator().manual_seed(step))
-    assert seen == list(range(24))
+    assert seen == list(range(16))
     seen.clear()
-    again = text_to_image.make(PLAN, "cpu")
+    again = made()
     with torch.no_grad():
-        both = [one.loss_at(9, torch.Generator().manual_seed(9)) for one in (job, again)]
-    assert seen[-8:] == list(range(8, 16))
+        both = [one.loss_at(13, torch.Generator().manual_seed(9)) for one in (job, again)]
+    assert seen == list(range(8, 16))
     assert torch.equal(*both)
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0])
 def test_some_steps_have_the_whole_padding(monkeypatch, part):
     monkeypatch.setattr(text_to_image, "FULL_LENGTH", part)
-    job, lengths = text_to_image.make(PLAN, "cpu"), []
+    job, lengths = made(), []
     job.module["text_encoder"].register_forward_hook(
         lambda _, inputs, out: lengths.append(out.last_hidden_state.shape[1])
     )
@@ -145,7 +179,7 @@ def test_some_steps_have_the_whole_padding(monkeypatch, part):
 
 def test_a_saved_model_is_read_and_samples(tmp_path):
     """By our pipeline and by diffusers' own, from the same folder: the same latents."""
-    text_to_image.make(PLAN, "cpu").save(tmp_path)
+    made().save(tmp_path)
     pipeline = TextToImagePipeline.from_pretrained(tmp_path)
     assert isinstance(pipeline.unet, PocketUNet)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -163,10 +197,13 @@ def test_a_saved_model_is_read_and_samples(tmp_path):
 
 
 def test_captions_are_drawn_evenly():
-    views = text_to_image.Views(
-        torch.zeros(2, 4, 2, 2), [("a", "b"), ("c",)], torch.zeros(2, 4), torch.zeros(2, 1, 2, 2)
-    )
-    index = torch.tensor([0, 1] * 300)
-    drawn = views.draw_captions(index, torch.Generator().manual_seed(0))
-    assert set(drawn[1::2]) == {"c"}
-    assert 110 < np.sum([caption == "a" for caption in drawn[::2]]) < 190
+    """Of three captions each as often; of two, never the room for a third."""
+    ids = torch.tensor([[[1], [2], [3]], [[4], [5], [0]]]).expand(2, 3, 77)
+    rest = torch.zeros(2, 4), torch.zeros(2, 1, 2, 2)
+    views = text_to_image.Views(torch.zeros(2, 4, 2, 2), ids, torch.tensor([3, 2]), *rest)
+    index = torch.tensor([0, 1] * 600)
+    drawn = views.draw_captions(index, torch.Generator().manual_seed(0))[:, 0]
+    counts = torch.bincount(drawn, minlength=6).tolist()
+    assert counts[0] == 0
+    assert all(150 < count < 250 for count in counts[1:4])
+    assert all(250 < count < 350 for count in counts[4:])
