@@ -8,8 +8,8 @@ from spatext_lab.evaluation.methods import JOINT
 from spatext_lab.figures import draw_scene, grid, save
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("starry-night", "beach", "snow")
-SEEDS = {"starry-night": 1, "beach": 1, "snow": 1}
+NAMES = ("meadow", "beach", "snow")
+SEEDS = {"meadow": 1, "beach": 1, "snow": 1}
 
 
 def main() -> None:
