@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spatext_lab import zoo
-from spatext_lab.evaluation import reco_tables, spatext_tables
+from spatext_lab.evaluation import reco_tables, spatext_tables, summaries_tables
 from spatext_lab.evaluation.tables import cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,7 @@ class Table:
 TABLES = {
     "ablation": Table(("ablation",), spatext_tables.COLUMNS),
     "masks": Table(("masks",), spatext_tables.COLUMNS),
+    "summaries": Table(("summaries",), summaries_tables.COLUMNS),
     "layouts": Table(("layouts",), reco_tables.LAYOUT_COLUMNS),
     "skills": Table(("skills",), reco_tables.SKILL_COLUMNS),
     "bins": Table(("bins",), reco_tables.BIN_COLUMNS),

@@ -16,14 +16,14 @@ import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell
 
-from spatext_lab.course.exercises import KINDS, make_copy
-
 # A fork has none of its parent's threads, and waits for them in vain.
 ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In front of each chapter's first exercise, its two copies."""
+    from spatext_lab.course.exercises import KINDS  # later than conftest.py's hook for imports
+
     for chapter, cells in groupby([*items], key=lambda item: item.parent):
         first = next((cell for cell in cells if "exercise" in tags(cell)), None)
         if first:
@@ -49,6 +49,8 @@ class Copy(pytest.Item):
         self.kind = kind
 
     def runtest(self) -> None:
+        from spatext_lab.course.exercises import make_copy
+
         copied = make_copy(self.parent.nb, self.kind, self.parent.path.stem)
         found = run_rest(self.parent, code(copied))
         tests = [said for tag, _, said in found if tag == "test"]

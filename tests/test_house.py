@@ -271,3 +271,11 @@ def test_nothing_names(what):
 def test_nothing_is_pickled():
     risky = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}
     assert [path.name for path in project_files() if path.suffix in risky] == []
+
+
+def test_shapes_are_checked_in_every_module_as_tests_run():
+    """None was imported before the hook of `conftest.py`, by a plugin of pytest's, say."""
+    modules = {name: m for name, m in sys.modules.items() if name.split(".")[0] == "spatext_lab"}
+    assert modules
+    unchecked = [n for n, m in modules.items() if "jaxtyping" not in type(m.__loader__).__module__]
+    assert unchecked == []

@@ -4,6 +4,7 @@
 import copy
 import io
 import json
+from functools import partial
 from html.parser import HTMLParser
 from operator import attrgetter
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from spatext_lab import Region, Scene, SpaTextPipeline, zoo
 from spatext_lab.diffusion import UNetDenoiser, initial_noise
@@ -141,6 +143,8 @@ def test_an_empty_axis_is_refused(path, spatext):
 
 
 def test_the_bar_is_silent_where_CI_is_set(path, spatext, monkeypatch, capsys):
+    # without the two seconds that the library waits where it is imported before tqdm
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, delay=0))
     monkeypatch.setenv("CI", "1")
     explore(path, spatext, SCENE, **AXES)
     assert "sampling the grid" not in "".join(capsys.readouterr())
