@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny model, and recipes that are small enough for a test."""
 
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,14 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask, energy):
+    for module in (prior, reco, update_mask, energy):
         monkeypatch.setattr(module, "BATCH", 4)
+    for module in (text_to_image, spatext, other_maps, pixel, gligen):
+        monkeypatch.setitem(unwrap(module.make).__kwdefaults__, "batch", 4)
     for module in (spatext, pixel, prior, views, update_mask, energy):
         monkeypatch.setattr(module, "SCENES", 8)
-    for size in ("SMALL", "LARGE"):
-        monkeypatch.setattr(text_to_image, f"{size}_BATCH", 4)
-        monkeypatch.setattr(text_to_image, f"{size}_VIEWS", 8)
+    monkeypatch.setattr(text_to_image, "SMALL_VIEWS", 1)
+    monkeypatch.setattr(text_to_image, "LARGE_VIEWS", 2)
     monkeypatch.setattr(text_to_image, "SMALL_STEPS", 1)
     monkeypatch.setattr(views, "PER_SKILL", 1)
     monkeypatch.setattr(aids, "TEXTS", 40)

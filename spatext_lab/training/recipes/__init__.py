@@ -24,8 +24,8 @@ class Recipe:
     plan: Plan  # the budget of the shipped weights
     seconds_per_step: float  # measured on one CPU core, for the expected time that is printed
     use: str  # intended use, for the card
-    gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
+    gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
 
     @property
     def home(self) -> str:
