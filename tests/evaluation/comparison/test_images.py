@@ -227,8 +227,14 @@ def test_the_identity_changes_with_every_weight(root, tmp_path):
     assert identity(str(tmp_path / "sealed")) != sealed
 
 
-def test_a_killed_process_is_gone_on_with(root, tmp_path):
-    """SIGKILL as soon as some images are there; the rest comes from a process of its own."""
+def test_a_killed_process_is_gone_on_with(root, tmp_path, monkeypatch):
+    """SIGKILL as soon as some images are there; the rest comes from a process of its own.
+
+    The processes come from one that has the library already; a new one takes ten seconds for it.
+    """
+    ready = get_context("forkserver")
+    ready.set_forkserver_preload([images.__name__])
+    monkeypatch.setattr(images, "get_context", lambda _: ready)
     sets = scene_sets(33, 0, "boxes")[:1]
     order = Order(tmp_path / "out", str(root), identity(str(root)), tuple(sets))
     process = get_context("fork").Process(target=sample_method, args=(order, "reco"))
