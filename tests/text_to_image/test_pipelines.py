@@ -251,7 +251,7 @@ def test_a_negative_prompt_takes_the_empty_captions_place(pipeline, kind):
         with torch.no_grad():
             low, high = (denoiser(noise, t, condition) for condition in (negative, joint))
         want = low + scale * (high - low)
-        if pipeline.scheduler.config.prediction_type == "v_prediction":  # the pixel variant's is x_0
+        if pipeline.scheduler.config.prediction_type == "v_prediction":  # pixels: x_0
             want = alpha.sqrt() * noise - (1 - alpha).sqrt() * want
         settings = {"guidance_scale": scale, "num_inference_steps": 1}
         got = final(pipeline, scenes, negative_prompt=prompt, **settings)
