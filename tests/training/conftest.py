@@ -41,7 +41,7 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(decoder, "WIDTH", 12)
     monkeypatch.setattr(clip, "SCENES", 6)
     monkeypatch.setattr(clip, "WHOLE", 3)
-    for module in (prior, reco, update_mask, energy):
+    for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask, energy):
         monkeypatch.setattr(module, "BATCH", 4)
     for module in (text_to_image, spatext, other_maps, pixel, gligen):
         monkeypatch.setitem(unwrap(module.make).__kwdefaults__, "batch", 4)
