@@ -11,6 +11,7 @@ from spatext_lab.diffusion.guidance import (
 )
 from spatext_lab.diffusion.process import (
     PREDICTION_TYPES,
+    SMALL,
     SampleStep,
     add_noise,
     checked_latents,

@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-import psutil
+from spatext_lab.training.plan import cores
 
 _CHUNK = 64
 
@@ -17,10 +17,9 @@ def renderers(device: str) -> ProcessPoolExecutor | None:
     A GPU is done with a batch before one core has rendered the next. On the CPU training itself
     keeps the core busy.
     """
-    cores = len(psutil.Process().cpu_affinity())
-    if device != "cuda" or cores < 2:
+    if device != "cuda" or cores() < 2:
         return None
-    return ProcessPoolExecutor(cores - 1, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(cores() - 1, mp_context=get_context("spawn"))
 
 
 class Ahead:

@@ -10,11 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import psutil
-
 from spatext_lab import zoo
 from spatext_lab.training import checkpoint, overview
-from spatext_lab.training.plan import Device, device_of
+from spatext_lab.training.plan import Device, cores, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
 from spatext_lab.training.run import CARD
 
@@ -100,7 +98,7 @@ def train_all(
     on_gpu = device_of(device) == "cuda"
     stages = [replace(stage, on_gpu=on_gpu) for stage in STAGES]
     chosen = _chosen(stages, only)
-    workers = workers or (1 if on_gpu else len(psutil.Process().cpu_affinity()))
+    workers = workers or (1 if on_gpu else cores())
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     done = {stage.name for stage in stages if is_complete(stage, out, steps)}
@@ -110,9 +108,11 @@ def train_all(
     waiting = [stage for stage in chosen if stage.name not in done]
     hours = expected_hours(waiting, workers, steps)
     for stage in waiting:
+        alone = "" if on_gpu else f", {stage.hours(steps):.2f} h"
         after = f", after {', '.join(stage.parts.values())}" if stage.parts else ""
-        print(f"{stage.name}: {stage.steps(steps)} steps, {stage.hours(steps):.2f} h{after}")
-    print(f"{len(waiting)} models, about {hours:.2f} h on {workers} CPU cores; done: {len(done)}")
+        print(f"{stage.name}: {stage.steps(steps)} steps{alone}{after}")
+    estimate = "on a GPU" if on_gpu else f"about {hours:.2f} h on {workers} CPU cores"
+    print(f"{len(waiting)} models, {estimate}; done: {len(done)}")
     failed = _run(waiting, done, out, steps, workers, device)
     if not failed:
         overview.write(out, [stage.name for stage in STAGES if (out / stage.name).is_dir()])

@@ -5,24 +5,28 @@ The kernels of a small network are done before Python has launched the next ones
 all of a pass at once: the pocket U-Net learns several times faster with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from transformers import CLIPTextModel
+
+from spatext_lab.diffusion import SMALL
 
 MOST = 8  # graphs of a network, each of which keeps its activations; other shapes run without
 
 
 @contextmanager
-def graphed(module: nn.Module) -> Iterator[None]:
-    """Replays the passes of the U-Net and the text encoder in `module` as graphs, on a GPU."""
-    networks = [m for m in module.modules() if isinstance(m, UNet2DConditionModel | CLIPTextModel)]
-    networks = [network for network in networks if _on_gpu(network)]
+def graphed(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Replays the passes of those networks that are small and on a GPU as graphs.
+
+    Args:
+        networks: functions of their arguments alone. A graph repeats kernels: what Python does
+            within a pass, such as to record attention, happens once and never again.
+    """
+    networks = [network for network in networks if _gains(network)]
     for network in networks:
         network.forward = _Replayed(network)
     try:
@@ -32,8 +36,9 @@ def graphed(module: nn.Module) -> Iterator[None]:
             del network.forward
 
 
-def _on_gpu(network: nn.Module) -> bool:
-    return network.device.type == "cuda"
+def _gains(network: nn.Module) -> bool:
+    weights = list(network.parameters())
+    return weights[0].is_cuda and sum(weight.numel() for weight in weights) < SMALL
 
 
 class _Replayed:

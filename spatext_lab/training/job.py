@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training job: what a recipe hands to the loop, and how its result is saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,15 @@ def save_model(model: ScenePipeline, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A module to train, the loss of a step, a function that saves the result, and the data."""
+    """A module to train, the loss of a step, a function that saves the result, and the data.
+
+    Args:
+        replayed: networks whose passes a GPU may replay, see `graphs.graphed`.
+    """
 
     module: torch.nn.Module
     loss_at: LossAt
     save: Callable[[Path], None]
     plan: Plan
     data: str  # what it learns from, one phrase for the card
+    replayed: Sequence[torch.nn.Module] = ()

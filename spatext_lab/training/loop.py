@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from spatext_lab.training.graphs import graphed
 from spatext_lab.training.plan import Device, Plan, device_of
 
 LossAt = Callable[[int, torch.Generator], torch.Tensor]
@@ -68,14 +67,13 @@ class Trainer:
             FloatingPointError: a loss that is not finite; the weights are still those before it.
         """
         start = time.perf_counter() - self.seconds
-        with graphed(self.module):
-            while self.done < self.plan.steps:
-                index = self.done
-                loss = self._step(index)
-                self.done += 1
-                self.losses.append(loss)
-                self.seconds = time.perf_counter() - start
-                yield Step(index, loss, self.seconds)
+        while self.done < self.plan.steps:
+            index = self.done
+            loss = self._step(index)
+            self.done += 1
+            self.losses.append(loss)
+            self.seconds = time.perf_counter() - start
+            yield Step(index, loss, self.seconds)
 
     def _step(self, index: int) -> float:
         self.module.train()

@@ -2,6 +2,7 @@
 """How long, how fast and where to train."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -42,6 +43,13 @@ class Plan:
         if self.cooldown is None:
             return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.lr * warm * min(1.0, (self.steps - step) / self.cooldown)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_of(name: str) -> str:

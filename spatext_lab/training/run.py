@@ -20,6 +20,7 @@ from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
 from spatext_lab.training import checkpoint
+from spatext_lab.training.graphs import graphed
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Device, device_of
@@ -80,7 +81,7 @@ def run(
             checkpoint.load(trainer, saved, made)
         else:
             checkpoint.set_aside(saved)
-        with few_threads(job.module):
+        with few_threads(job.module), graphed(job.replayed):
             _train(trainer, saved, made)
         trainer.use_average()
         _write_model(out, job, _facts(recipe, job, trainer, options))
@@ -101,6 +102,8 @@ def _recipe(name: str, options: dict[str, Any]) -> Recipe:
     selects = [key for key in options if key in PhotoChoice.__annotations__]
     if selects and not options.get("data"):
         raise ValueError(f"{selects[0]} chooses photos; pass the folder that has them as data")
+    if (batch := options.get("batch", 1)) < 1:
+        raise ValueError(f"batch is {batch}; pass a whole number, 1 or more")
     return RECIPES[name]
 
 

@@ -129,7 +129,7 @@ def _pair(keys: Sequence[str], paths: Sequence[Path]) -> Pair:
     if not scenes:
         missing = f"{paths[0].with_suffix('.json')} is missing"
         raise FileNotFoundError(f"{missing}: write the image's scene there, with `Scene.save`")
-    if len({scene.caption for scene in scenes}) > 1:
+    if len({scene.to_json() for scene in scenes}) > 1:
         raise ValueError(f"{paths[0]} and {paths[1]} are of different scenes; rename one of them")
     return Pair(scenes[0], dict(zip(keys, images, strict=True)))
 

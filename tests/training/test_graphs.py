@@ -11,6 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from spatext_lab.training import graphs
+from spatext_lab.training.plan import Plan
+from spatext_lab.training.recipes import RECIPES
 from spatext_lab.training.recipes.text_to_image import new_pipeline
 
 
@@ -26,7 +28,7 @@ def captures(monkeypatch):
         return flat
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    monkeypatch.setattr(graphs, "_on_gpu", lambda network: True)
+    monkeypatch.setattr(graphs, "_gains", lambda network: True)
     return seen
 
 
@@ -51,7 +53,7 @@ def step(networks: nn.ModuleDict, n: int = 2) -> tuple[torch.Tensor, list[torch.
 
 def test_the_same_numbers_and_gradients(captures, networks):
     plain = step(networks)
-    with graphs.graphed(networks):
+    with graphs.graphed(networks.values()):
         replayed = [step(networks) for _ in range(2)]
     assert captures == [[(2, 77)], [(2, 4, 8, 8), (2,), (2, 77, 128), (2, 4)]]
     for each in replayed:
@@ -59,7 +61,7 @@ def test_the_same_numbers_and_gradients(captures, networks):
 
 
 def test_without_gradients_and_afterwards_the_network_itself_runs(captures, networks):
-    with graphs.graphed(networks), torch.no_grad():
+    with graphs.graphed(networks.values()), torch.no_grad():
         networks["text_encoder"](torch.zeros(1, 77, dtype=torch.long))
     assert captures == []
     step(networks)
@@ -69,7 +71,7 @@ def test_without_gradients_and_afterwards_the_network_itself_runs(captures, netw
 
 def test_more_shapes_than_there_is_room_for_run_without(captures, networks, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 2)
-    with graphs.graphed(networks):
+    with graphs.graphed(networks.values()):
         for n in (1, 2, 3, 3):
             replayed = step(networks, n)
     assert len(captures) == 4  # two networks, two shapes each
@@ -77,8 +79,41 @@ def test_more_shapes_than_there_is_room_for_run_without(captures, networks, monk
 
 
 def test_on_the_cpu_nothing_is_captured(networks):
-    with graphs.graphed(networks):
+    with graphs.graphed(networks.values()):
         assert "forward" not in vars(networks["unet"])
+
+
+class OnGPU(nn.Parameter):
+    """A parameter that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_large_network_runs_without(networks, monkeypatch):
+    """It keeps the GPU busy, and its graphs would keep gigabytes."""
+    layer = nn.Linear(10, 10, bias=False)
+    layer.weight = OnGPU(layer.weight.detach())
+    for least, replayed in ((101, True), (100, False)):
+        monkeypatch.setattr(graphs, "SMALL", least)
+        with graphs.graphed([layer]):
+            assert ("forward" in vars(layer)) == replayed
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("text-to-image", {}, 2),
+        ("spatext", {}, 1),
+        ("pixel", {}, 1),
+        ("other-maps", {}, 1),
+        ("reco", {"aided": True}, 0),  # its loss records attention within the pass
+        ("gligen", {}, 0),  # diffusers copies from the CPU within the pass
+    ],
+)
+def test_networks_that_do_more_than_compute_run_without(small, name, options, count):
+    job = RECIPES[name].make(Plan(steps=1, lr=1e-3), "cpu", **options)
+    assert len(job.replayed) == count
+    assert set(job.replayed) <= set(job.module.modules())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -86,7 +121,7 @@ def test_on_a_gpu_the_same_numbers(networks):
     networks.cuda()
     with torch.device("cuda"):
         plain = step(networks)
-        with graphs.graphed(networks):
+        with graphs.graphed(networks.values()):
             step(networks)
             replayed = step(networks)
     assert_close(replayed, plain, atol=1e-3, rtol=1e-3)

@@ -168,6 +168,7 @@ def test_resuming_a_finished_run_gives_it_again(tmp_path):
             "slope is 3.0; judge has no such option, these have: toy",
         ),
         ({"name": "spatext", "min_area": 0.1}, "min_area chooses photos; pass the folder"),
+        ({"name": "spatext", "batch": 0}, "batch is 0; pass a whole number, 1 or more"),
         ({"name": "toy", "hue": 3}, "hue is 3; toy has no such option, nor has any other recipe"),
     ],
 )

@@ -85,7 +85,8 @@ def make(
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
-    return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+    save = lambda folder: save_model(model, folder)  # noqa: E731
+    return Job(model.unet, loss_at, save, plan, phrase, [model.unet])
 
 
 def widened(

@@ -73,4 +73,5 @@ def make(
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
     phrase = f"pocket scenes train 0-{SCENES - 1}"
-    return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+    save = lambda folder: save_model(model, folder)  # noqa: E731
+    return Job(model.unet, loss_at, save, plan, phrase, [model.unet])

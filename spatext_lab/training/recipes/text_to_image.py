@@ -188,7 +188,8 @@ def make(
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
     data = "pocket views rendered while it learns: crops, large objects, scenes, PaintSkills"
-    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, data)
+    save = lambda folder: save_model(model, folder)  # noqa: E731
+    return Job(both, loss_at, save, plan, data, [*both.values()])
 
 
 def conditions(
