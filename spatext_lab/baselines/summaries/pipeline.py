@@ -44,6 +44,8 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         spare: fraction of an image's cells that may change and are left out of the window all the
             same; without effect on "cells".
         energy: draws images towards their maps, whatever the U-Net does with them; None for none.
+            It moves held images too, anew at each step: early moves are hundreds of times as large
+            as late ones, and would spoil an image that is held with them.
         energy_scale: how strongly, see `energy_guided`.
 
     Raises:
@@ -123,15 +125,16 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         sources: Sequence[torch.Generator],
     ) -> Iterator[SampleStep]:
         """The sampling loop: halved latents first, then whole ones, predicted where they change."""
-        config = self.config
-        if self.energy is not None:
-            denoiser = energy_guided(denoiser, self.energy, config.energy_scale, scheduler)
-        fine = denoiser
+        config, fine = self.config, denoiser
         if self.update_mask is not None:
             parts = (denoiser, self.changing, scheduler)
             sides = windows(config.updates, x_T.shape[-1])
             fine = PartialDenoiser(*parts, sides, config.spare, self.unet)
             self.computed = fine.computed
+        # Around the mask, which holds images: a move is right for its own timestep alone.
+        if self.energy is not None:
+            guide = (self.energy, config.energy_scale, scheduler)
+            denoiser, fine = (energy_guided(each, *guide) for each in (denoiser, fine))
         coarse = 0
         if isinstance(steps, int) and steps > 1:  # any other number meets its error in `sample`
             coarse = min(round(config.coarse_fraction * steps), steps - 1)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline of the summary's systems: plain SpaText where they are off, settings, folders."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from spatext_lab.baselines.summaries.energy import EnergyNetwork
 from spatext_lab.baselines.summaries.pipeline import (
     UPDATES,
     AcceleratedSpaTextPipeline,
     windows,
 )
 from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
-from spatext_lab.diffusion import noise_schedule
+from spatext_lab.diffusion import initial_noise, noise_schedule
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.spatext.widen import widen_input
@@ -52,6 +55,29 @@ def test_with_a_mask_that_names_nothing_there_is_one_call(spatext, mask):
     assert calls == [16]
     assert_close(last.x_t, first.x_0, atol=1e-3, rtol=1e-3)
     assert fast.computed == [256, 4 * 256]
+
+
+def test_a_held_image_holds_no_move_of_the_energy(spatext, mask):
+    """By hand: one image of the U-Net, and at each timestep the energy's move for that one."""
+    mask, scale, alphas = copy.deepcopy(mask), 3e4, spatext.scheduler.alphas_cumprod
+    with torch.no_grad():
+        mask.conv_out.bias -= 50  # names nothing
+    torch.manual_seed(3)
+    energy = EnergyNetwork(4, WIDTH, width=16, blocks=1)
+    parts = {"update_mask": mask, "energy": energy, "energy_scale": scale}
+    steps = list(AcceleratedSpaTextPipeline.from_pipe(spatext, **parts).stream(SCENE, **SETTINGS))
+    held = next(spatext.stream(SCENE, **SETTINGS)).x_0
+    x_t, st_map = initial_noise([SETTINGS["seed"]], (4, 16, 16)), spatext.condition([SCENE]).st_map
+    after, moved = [alphas[step.t] for step in steps[1:]] + [torch.tensor(1.0)], []
+    for step, alpha_after in zip(steps, after, strict=True):
+        alpha = alphas[step.t]
+        gradient = energy.gradient(x_t, torch.tensor([step.t]), st_map)
+        x_0 = held - scale * (1 - alpha) / alpha.sqrt() * gradient
+        eps = (x_t - alpha.sqrt() * x_0) / (1 - alpha).sqrt()
+        x_t = alpha_after.sqrt() * x_0 + (1 - alpha_after).sqrt() * eps
+        assert_close(step.x_t, x_t, atol=2e-3, rtol=2e-3)
+        moved.append((x_0 - held).abs().max())
+    assert moved[0] > 0.05
 
 
 def test_sizes_of_the_network_calls(spatext, mask):
