@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spatext_lab import zoo
 from spatext_lab.datasets.corrupted_masks import CORRUPTIONS
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.evaluation.report import evaluate
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 VARIANTS = ("vectors", "binary", "caption", "similarity")  # trained alike, and not shipped
 ABLATION = (
     *("spatext", "multi-scale", "no-prior", "linear-prior", "true-vectors", "pixel", "text"),
+    *("update-mask", "coarse-to-fine", "energy"),
     *VARIANTS,
 )
+PARTS = ("update-mask", "energy")  # networks of their own, which a model may lack
 COLUMNS = {
     "global distance": "global_distance",
     "local distance": "local_distance",
@@ -46,12 +49,15 @@ def ablation(
         scenes: number of scenes of each.
         model: "pocket", or a folder with its layout.
         variants: a folder with `spatext-binary` and others, which `train other-maps
-            --representation` makes; rows whose model is not there are left out.
+            --representation` makes; rows whose model is not there are left out, as are those of an
+            update mask or an energy that `model` does not have.
         seed: of the first image, and of the choice of segments.
     """
     rows = []
     for method in ABLATION:
         folder = model
+        if method in PARTS and not (zoo.folder(model) / method).is_dir():
+            continue
         if method in VARIANTS:
             if not variants or not (variants / f"spatext-{method}").is_dir():
                 continue

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from spatext_lab.baselines.summaries.coarse_to_fine import halved, halved_noise
 from spatext_lab.baselines.summaries.energy import EnergyNetwork
 from spatext_lab.baselines.summaries.pipeline import (
     UPDATES,
@@ -78,6 +79,27 @@ def test_a_held_image_holds_no_move_of_the_energy(spatext, mask):
         assert_close(step.x_t, x_t, atol=2e-3, rtol=2e-3)
         moved.append((x_0 - held).abs().max())
     assert moved[0] > 0.05
+
+
+def test_the_energy_moves_a_cell_of_any_size_as_far(spatext):
+    """The scale for the sum over cells, by hand: as large for halved latents as for whole ones."""
+    torch.manual_seed(3)
+    energy, per_cell = EnergyNetwork(4, WIDTH, width=16, blocks=1), 100
+    parts = {"energy": energy, "energy_scale": per_cell * 16**2}
+    for fraction in (0.5, 0.0):
+        halves = {"coarse_fraction": fraction}
+        with_energy = AcceleratedSpaTextPipeline.from_pipe(spatext, **parts, **halves)
+        without = AcceleratedSpaTextPipeline.from_pipe(spatext, **halves)
+        one, other = (next(each.stream(SCENE, **SETTINGS)) for each in (with_energy, without))
+        x_t, condition = initial_noise([5], (4, 16, 16)), spatext.condition([SCENE])
+        if fraction:
+            x_t, condition = halved_noise(x_t), halved(condition)
+        alpha = spatext.scheduler.alphas_cumprod[one.t]
+        cells = x_t[0, 0].numel()
+        summed = cells * energy.gradient(x_t, torch.tensor([one.t]), condition.st_map)
+        move = -per_cell * (1 - alpha) / alpha.sqrt() * summed
+        assert move.abs().max() > 0.05
+        assert_close(one.x_0 - other.x_0, move, atol=2e-3, rtol=2e-3)
 
 
 def test_sizes_of_the_network_calls(spatext, mask):
