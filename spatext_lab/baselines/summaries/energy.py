@@ -123,8 +123,9 @@ def energy_guided(
     Args:
         denoiser: guided or not; it may ignore the condition's map, which the energy reads.
         energy: one backward pass through it for each prediction.
-        energy_scale: s, for an energy that is a mean over cells: 1000 for a model that ignores
-            maps, at most 100 for one that reads them. 0 is off, and gives the denoiser itself.
+        energy_scale: s, for an energy that is a mean over cells: near their number, so 200 of 256,
+            for a model that ignores maps; at most 100 for one that reads them. 0 is off, and gives
+            the denoiser itself.
         scheduler: says what the denoiser predicts.
 
     Raises:

@@ -86,7 +86,7 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
         updates: str = "steps",
         spare: float = 0.05,
         energy: EnergyNetwork | None = None,
-        energy_scale: float = 1000.0,
+        energy_scale: float = 200.0,
     ) -> None:
         parts = (text_encoder, tokenizer, prior, most_regions, min_area)
         super().__init__(unet, vae, scheduler, clip, *parts)
