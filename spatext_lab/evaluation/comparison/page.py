@@ -42,7 +42,8 @@ TERMS = {
     "lower is better. It has no interval: resampled images would only make it larger",
     "diversity, in regions": "CLIP's mean distance of two of four images of a scene, each with "
     "another seed: of whole images, and of the pixels inside each region",
-    "passes": "of the network in each step",
+    "passes": "of the network in each step; one with smaller latents, or that an update mask skips "
+    "in some steps, counts in full",
     "seconds, memory": "of one image alone on one thread, and of the process that makes it",
 }
 
