@@ -240,6 +240,8 @@ def sample_all(order: Order, methods: Sequence[str]) -> dict[str, dict[str, Any]
     """
     counts = {method: sum(map(len, missing(order, method).values())) for method in methods}
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, PROCESSES)
+    # A process's peak memory never falls, so a process that made one method's images would report
+    # that method's peak for the next one too; `_cost` needs a new one for each.
     pool = ProcessPoolExecutor(
         cores, get_context("spawn"), initializer=_alone, max_tasks_per_child=1
     )
