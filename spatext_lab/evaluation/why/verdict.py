@@ -26,7 +26,7 @@ ALIKE = 0.25
 RANDOM = 0.5
 # What lies outside of the curves of `smooth_rows`: 0.26 in the shipped ReCo, 0 before training.
 UNTRAINED = 0.01
-# Weights on the map relative to those on x_t: 0.23 in the shipped SpaText, 0 before training.
+# Weights on the map relative to all others: 0.28 in the shipped SpaText, 0 before training.
 UNREAD = 0.01
 # R^2 of a cell's row and column: 0.2 to 0.45 of the columns in the U-Net that learned no boxes.
 LOST = 0.5
@@ -207,7 +207,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         "map channels",
         "map_weights",
         lambda value: value < UNREAD,
-        "the first convolution's weights on the map are {:.1%} of those on x_t (below "
+        "the first convolution's weights on the map are {:.1%} of those on other inputs (below "
         f"{UNREAD:.0%}): the U-Net does not read the map",
     ),
     (
