@@ -27,7 +27,7 @@ LAYERS = ("mid_block.", "up_blocks.")
 
 
 class LayoutGuidancePipeline(TextToImagePipeline):
-    """Samples images of captions, whose attention is drawn into the regions of their words.
+    """Samples images of captions, whose attention is moved into the regions of their words.
 
     Region texts that the caption lacks are added to it. Without regions the image is that of
     `TextToImagePipeline`.

@@ -32,7 +32,7 @@ SECTIONS: dict[str, Section] = {
     "A scene is what you ask for": sampling.scene,
     "The map is what the network reads": sampling.st_map,
     "With the map and without it": sampling.with_and_without,
-    "How loud is each condition?": sampling.sweep,
+    "How strong is each condition?": sampling.sweep,
     "The same as one sentence": sentence.section,
     "Control appears": fine_tune.section,
     "The same on photos": photos.section,

@@ -43,7 +43,7 @@ class AcceleratedSpaTextPipeline(SpaTextPipeline):
             form: those cells alone, for which the U-Net sees whole images and no time is saved.
         spare: fraction of an image's cells that may change and are left out of the window all the
             same; without effect on "cells".
-        energy: draws images towards their maps, whatever the U-Net does with them; None for none.
+        energy: moves images towards their maps, whatever the U-Net does with them; None for none.
             It moves held images too, anew at each step: early moves are hundreds of times as large
             as late ones, and would spoil an image that is held with them.
         energy_scale: how strongly, see `energy_guided`; a quarter of it at half the size, where a

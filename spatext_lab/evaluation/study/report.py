@@ -99,11 +99,12 @@ def summary(answers: Sequence[Answer], key: Key, width: float = 0.1) -> list[dic
     """A row for each question that the study asks.
 
     Returns:
-        question; answers and raters, their numbers; share, of answers for the first method; pairs,
-        the number that a majority decided, majority, the share of them for the first method, and
-        tied, the number of the others; kappa, the agreement of raters; left, the share of answers
-        for the left image; seconds, the median; needed, see `answers_needed`. Intervals of 95 %
-        are under share_95, majority_95, left_95. What cannot be told is None.
+        question; answers and raters, their numbers; share, the fraction of answers for the
+        first method; pairs, the number that a majority decided, majority, the fraction of them for
+        the first method, and tied, the number of the others; kappa, the agreement of raters; left,
+        the fraction of answers for the left image; seconds, the median; needed, see
+        `answers_needed`. Intervals of 95 % are under share_95, majority_95, left_95. What cannot be
+        computed is None.
     """
     asked = {name for names in key.questions.values() for name in names}
     rows = []

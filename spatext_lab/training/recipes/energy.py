@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learned energy: it tells an image's own map from maps of other things, at all noise levels.
+"""The learned energy: it tells an image's own map from other maps, at all noise levels.
 
 Noise-contrastive estimation (Gutmann and Hyvarinen, 2010): a classifier that tells pairs (x_t, ST)
 that belong together from pairs whose map comes from elsewhere has, at its best, the log odds

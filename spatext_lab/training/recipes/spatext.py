@@ -27,7 +27,7 @@ from spatext_lab.training.loop import Plan
 BATCH = 16
 SCENES, DROP = 24_000, 0.1
 # The fraction of images whose segments are painted exactly; the others' masks are as people paint
-# them (`corrupted_masks.painted`), so that a box is a place and no longer a shape. Not the paper's.
+# them (`corrupted_masks.painted`), so that a box says where and not which shape. Not the paper's.
 EXACT = 0.5
 # The paper paints 1 to 3 segments of at least 5 % of the image. Students paint more and smaller
 # ones, so the shipped model was trained with up to 6, down to 2 %.
