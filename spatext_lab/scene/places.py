@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes and masks, checked, with messages that show the right form.
+"""Boxes, masks and texts, checked, with messages that show the right form.
 
 A box is (x0, y0, x1, y1): left, top, right, bottom as fractions of the image. Pixels,
 (x, y, width, height) and corners in another order are the mistakes everybody makes, so each is
@@ -24,6 +24,15 @@ BOX_FORM = (
 MASK_FORM = "write mask=<numpy array of bool, shape (height, width), at least one pixel True>"
 # A corner computed as x + width may miss 1.0 by a rounding error; that much is clamped.
 ROUNDING = 1e-6
+
+
+def checked_text(text: Any, field: str) -> str:
+    """The text; raises ValueError for anything else, and for one that UTF-8 cannot hold."""
+    if not isinstance(text, str):
+        raise ValueError(f'{field} is {text!r:.80}, not a text: write one, such as "a red ball"')
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{field} is {text!r:.80}: it has an unpaired surrogate; use UTF-8")
+    return text
 
 
 def checked_mask(mask: Any) -> NDArray[np.bool_]:

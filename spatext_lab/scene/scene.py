@@ -7,7 +7,6 @@ ReCo (Yang et al., 2023) as a token sequence. Both read this class; it depends o
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spatext_lab.scene import files, places, rle
+from spatext_lab.scene import files, json_format, places
 from spatext_lab.scene.places import BOX_FORM, MASK_FORM, Box
 
 __all__ = ["Region", "Scene", "scene_list"]
@@ -29,11 +28,6 @@ __all__ = ["Region", "Scene", "scene_list"]
 DEFAULT_CAPTION, DEFAULT_TEXT = "A realistic image", "A random object"
 Segmenter = Callable[[Any], Iterable[tuple[str | None, NDArray[np.bool_]]]]
 REGION_FORM = "write Region(text, box=...) or Region(text, mask=...)"
-ENTRY_FORM = '{"text": "a red ball", "box": [0.1, 0.2, 0.4, 0.5]}'
-FILE_FORM = (
-    'write {"format": "spatext-scene", "version": 1, "caption": "...", '
-    f'"regions": [{ENTRY_FORM}]}}'
-)
 
 
 class Region:
@@ -58,7 +52,7 @@ class Region:
                 f"a region takes exactly one of box and mask, got {given}: {BOX_FORM}; "
                 f"or {MASK_FORM}"
             )
-        self._text = _checked_text(text, "text")
+        self._text = places.checked_text(text, "text")
         if not text.strip():
             raise ValueError(f'text is empty ({text!r}): name what it shows, such as "a red ball"')
         self._mask = None if mask is None else places.checked_mask(mask)
@@ -136,7 +130,7 @@ class Scene:
     regions: Sequence[Region] = ()
 
     def __post_init__(self) -> None:
-        _checked_text(self.caption, "caption")
+        places.checked_text(self.caption, "caption")
         if not isinstance(self.regions, Iterable):
             raise ValueError(f"regions is {self.regions!r}, not a list: {REGION_FORM} for each")
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -190,14 +184,7 @@ class Scene:
 
     def to_json(self) -> str:
         """The scene as JSON that `from_json` reads back exactly; masks as COCO's compressed RLE."""
-        entries = [json.dumps(_entry(region), ensure_ascii=False) for region in self.regions]
-        # A region a line, so that a reader can edit the file.
-        lines = [
-            '{"format": "spatext-scene", "version": 1,',
-            f' "caption": {json.dumps(self.caption, ensure_ascii=False)},',
-            ' "regions": [' + ",".join("\n  " + entry for entry in entries) + "]}\n",
-        ]
-        return "\n".join(lines)
+        return json_format.write(self.caption, self.regions)
 
     @classmethod
     def from_json(cls, text: str) -> Scene:
@@ -206,20 +193,7 @@ class Scene:
         Raises:
             ValueError: naming the field (such as `regions[1].box`), its value and the right form.
         """
-        try:
-            file = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            begin = f"{text[:40]!r}"
-            raise ValueError(f"not JSON ({error}), it begins {begin}: {FILE_FORM}") from None
-        _check_fields(file, "the scene", ("format", "version", "caption", "regions"), FILE_FORM)
-        for field, right in (("format", "spatext-scene"), ("version", 1)):
-            if file[field] != right:
-                raise ValueError(f"{field} is {file[field]!r}, not {right!r}: {FILE_FORM}")
-        caption, entries = _checked_text(file["caption"], "caption"), file["regions"]
-        if not isinstance(entries, list):
-            raise ValueError(f"regions is {entries!r}, not a list: write [{ENTRY_FORM}]")
-        rle.check_total(entry.get("mask") for entry in entries if isinstance(entry, dict))
-        return cls(caption, [_read_region(e, f"regions[{i}]") for i, e in enumerate(entries)])
+        return cls(*json_format.read(text, Region))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a JSON file; an existing one is replaced only when the new one is complete."""
@@ -288,43 +262,6 @@ def mask_at(mask: NDArray[np.bool_], h: int, w: int) -> NDArray[np.bool_]:
         row, column = divmod(int(hits[len(hits) // 2]), width)
         sampled[row * h // height, column * w // width] = True
     return sampled
-
-
-def _entry(region: Region) -> dict:
-    place = {"mask": rle.encode(region.mask)} if region.is_mask else {"box": region.box}
-    return {"text": region.text} | place
-
-
-def _read_region(entry: Any, where: str) -> Region:
-    kind = "mask" if isinstance(entry, dict) and "mask" in entry and "box" not in entry else "box"
-    _check_fields(entry, where, ("text", kind), f"write {ENTRY_FORM}, with one of box and mask")
-    text, place = _checked_text(entry["text"], f"{where}.text"), entry[kind]
-    try:
-        if kind == "mask":
-            return Region(text, mask=rle.decode(place))
-        # A null must not pass for a place that was not given.
-        return Region(text, box=() if place is None else place)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from None
-
-
-def _check_fields(value: Any, where: str, names: tuple[str, ...], form: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r:.80}, not a JSON object: {form}")
-    for name in names:
-        if name not in value:
-            raise ValueError(f"{where} has no field {name!r}, only {sorted(value)}: {form}")
-    for name in value:
-        if name not in names:
-            raise ValueError(f"{where} has an unknown field {name!r} = {value[name]!r:.80}: {form}")
-
-
-def _checked_text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f'{field} is {value!r:.80}, not a text: write one, such as "a red ball"')
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{field} is {value!r:.80}: it has an unpaired surrogate; use UTF-8")
-    return value
 
 
 def _wrong_size(h: int, w: int) -> ValueError:
