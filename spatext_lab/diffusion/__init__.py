@@ -9,6 +9,7 @@ from spatext_lab.diffusion.guidance import (
     guided,
     multi_guided,
 )
+from spatext_lab.diffusion.loss import training_loss
 from spatext_lab.diffusion.process import (
     PREDICTION_TYPES,
     SMALL,
@@ -22,5 +23,4 @@ from spatext_lab.diffusion.process import (
     sample,
     target,
     to_x0_eps,
-    training_loss,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffusion process: noise schedule, training loss, and the sampling loop.
+"""The diffusion process: noise schedule, noisy images and back, and the sampling loop.
 
 The letters are the papers': `x_0` a clean image (or latent), `noise` or `eps` Gaussian noise, `x_t`
 the mixture of both at timestep `t`, and `alphas_cumprod[t]` (the papers' alpha_bar_t) the signal
@@ -16,7 +16,6 @@ from numbers import Integral
 
 import psutil
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
@@ -33,7 +32,8 @@ UNFIT = (
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
 )
-_BATCH = "condition is for {} images and there are {}; pass one for each"
+SMALL = 20_000_000  # parameters of a network: below, a second thread costs more than it brings
+WRONG_BATCH = "condition is for {} images and there are {}; pass one for each"
 
 
 def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
@@ -141,39 +141,6 @@ def to_x0_eps(
     return signal * x_t - sigma * pred, sigma * x_t + signal * pred
 
 
-# DDPM, arXiv 2006.11239, equation 14: E || target - prediction(x_t, t, c) ||^2, equal weights
-def training_loss(
-    denoiser: Denoiser,
-    x_0: Float[Tensor, "b c h w"],
-    condition: Condition,
-    t: Int[Tensor, "b"],
-    noise: Float[Tensor, "b c h w"],
-    scheduler: SchedulerMixin,
-    weight: Float[Tensor, "b 1 h w"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean squared error of the prediction over batch, channels and pixels.
-
-    Args:
-        x_0: clean images or latents.
-        condition: of the same batch.
-        t: timesteps, sampled uniformly by the caller from 0 ... num_train_timesteps - 1.
-        noise: sampled by the caller from N(0, 1), so that a run is reproducible bit for bit.
-        scheduler: source of `alphas_cumprod` and of the prediction type.
-        weight: of each pixel; None for equal weights, as in the paper. A weight that depends on the
-            condition alone does not change which prediction is optimal.
-
-    Raises:
-        ValueError: where the condition is not for len(x_0) images.
-    """
-    if len(condition.text) != len(x_0):
-        raise ValueError(_BATCH.format(len(condition.text), len(x_0)))
-    alphas_cumprod = scheduler.alphas_cumprod.to(x_0.device)
-    prediction = denoiser(add_noise(x_0, noise, t, alphas_cumprod), t, condition)
-    wanted = target(x_0, noise, t, alphas_cumprod, scheduler.config.prediction_type)
-    errors = F.mse_loss(prediction.to(wanted.dtype), wanted, reduction="none")
-    return errors.mean() if weight is None else (weight * errors).mean()
-
-
 def generators(
     count: int,
     seed: int | None = None,
@@ -198,12 +165,8 @@ def generators(
     if seed is not None:
         raise ValueError(f"seed is {seed!r:.80} and generator is passed too; pass one of them")
     sources = [generator] * count if isinstance(generator, torch.Generator) else generator
-    if not isinstance(sources, Sequence) or not all(
-        isinstance(source, torch.Generator) for source in sources
-    ):
-        raise ValueError(
-            f"generator is {generator!r:.80}; pass a torch.Generator, or one per image"
-        )
+    if not (isinstance(sources, Sequence) and all(isinstance(s, torch.Generator) for s in sources)):
+        raise ValueError(f"generator is {generator!r:.80}; pass a torch.Generator or one per image")
     if len(sources) != count:
         raise ValueError(f"generator holds {len(sources)} for {count} images; pass one per image")
     return list(sources)
@@ -292,7 +255,7 @@ def sample(
             f"num_inference_steps is {n!r:.40}; pass a whole number from 1 to {longest}"
         )
     if len(condition.text) != len(x_T):
-        raise ValueError(_BATCH.format(len(condition.text), len(x_T)))
+        raise ValueError(WRONG_BATCH.format(len(condition.text), len(x_T)))
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(int(n))
     if hasattr(scheduler, "set_begin_index"):  # Karras sigmas repeat timesteps: no search for one
@@ -325,9 +288,6 @@ def sample(
                 x_t = checked_latents(step.x_t, x_t.shape, x_t.device)
 
     return run()
-
-
-SMALL = 20_000_000  # parameters: below, a second thread costs more than it brings
 
 
 @contextmanager
