@@ -105,20 +105,17 @@ class SpaTextPipeline(ScenePipeline):
         self._check_widths()
 
     def _check_widths(self) -> None:
-        width, channels = (
-            self.unet.config.in_channels - self.unet.config.out_channels,
-            self._channels,
-        )
+        unet, prior, d = self.unet.config, self.prior, self.clip.embedding_dim
+        width, channels = unet.in_channels - unet.out_channels, self._channels
         if width != channels:
             raise ValueError(
-                f"clip has embeddings of {self.clip.embedding_dim} numbers, so maps have "
-                f"{channels} channels, but the U-Net takes {width}: pass the CLIP of its training, "
-                f"or for a base's U-Net, which takes none, unet=widen_input(unet, {channels})"
+                f"clip has embeddings of {d} numbers, so maps have {channels} channels, but the "
+                f"U-Net takes {width}: pass the CLIP of its training, or for a base's U-Net, "
+                f"which takes none, unet=widen_input(unet, {channels})"
             )
-        prior, wanted = self.prior, self.clip.embedding_dim
-        if prior is not None and prior.embedding_dim != wanted:
+        if prior is not None and prior.embedding_dim != d:
             raise ValueError(
-                f"prior has embeddings of {prior.embedding_dim} numbers, clip of {wanted}; "
+                f"prior has embeddings of {prior.embedding_dim} numbers, clip of {d}; "
                 "pass the prior that was trained for this CLIP"
             )
 
@@ -261,15 +258,18 @@ class SpaTextPipeline(ScenePipeline):
                 "some may be missing or distorted; use fewer",
                 stacklevel=4,
             )
-        limit = self.clip.context_length
         for k, region in enumerate(scene.regions):
-            long = len(region.text.encode()) > limit - 2  # a token is one byte at least
-            if long and (rest := self.clip.truncated(region.text)):
-                warn(
-                    f"regions[{k}].text is longer than the {limit} tokens that CLIP reads: "
-                    f"{rest!r:.80} is truncated; shorten it",
-                    stacklevel=4,
-                )
+            # a token is one byte at least
+            if len(region.text.encode()) > self.clip.context_length - 2:
+                self._warn_if_truncated(f"regions[{k}].text", region.text)
+
+    def _warn_if_truncated(self, name: str, text: str) -> None:
+        if rest := self.clip.truncated(text):
+            warn(
+                f"{name} is longer than the {self.clip.context_length} tokens that CLIP reads: "
+                f"{rest!r:.80} is truncated; shorten it",
+                stacklevel=5,
+            )
 
     @torch.no_grad()
     def encode_captions(
@@ -288,13 +288,7 @@ class SpaTextPipeline(ScenePipeline):
             raise wrong_texts(captions, negative_prompt)
         if self.text_encoder is None:  # the pixel variant; its null is the zero vector
             for k, text in enumerate(texts):
-                if rest := self.clip.truncated(text):
-                    warn(
-                        f"{'caption' if k < b else 'negative_prompt'} is longer than the "
-                        f"{self.clip.context_length} tokens that CLIP reads: {rest!r:.80} is "
-                        "truncated; shorten it",
-                        stacklevel=4,
-                    )
+                self._warn_if_truncated("caption" if k < b else "negative_prompt", text)
             known = self.embed(texts if negative_prompt else captions)
             if not negative_prompt:
                 known = torch.cat([known, torch.zeros_like(known[:1])])
