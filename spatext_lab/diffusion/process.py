@@ -33,6 +33,7 @@ UNFIT = (
     "KDPM2AncestralDiscreteScheduler",
 )
 SMALL = 20_000_000  # parameters of a network: below, a second thread costs more than it brings
+WRONG_TYPE = f"prediction_type is {{!r}}; pass one of {PREDICTION_TYPES}"
 WRONG_BATCH = "condition is for {} images and there are {}; pass one for each"
 
 
@@ -43,7 +44,7 @@ def noise_schedule(prediction_type: str = "v_prediction") -> DDIMScheduler:
         ValueError: for a prediction type other than "epsilon", "v_prediction" and "sample".
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(_unknown(prediction_type))
+        raise ValueError(WRONG_TYPE.format(prediction_type))
     return DDIMScheduler(
         num_train_timesteps=1000,
         # Cosine: almost no signal is left at the end (alphas_cumprod[999] is about 2e-9), so pure
@@ -78,7 +79,7 @@ def add_noise(
         t: timesteps, 0 ... steps - 1.
         alphas_cumprod: the schedule's signal fractions, see `noise_schedule`.
     """
-    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
+    signal, sigma = _signal_sigma(t, alphas_cumprod, x_0.dtype)
     return signal * x_0 + sigma * noise
 
 
@@ -101,12 +102,12 @@ def target(
         ValueError: for another prediction type.
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(_unknown(prediction_type))
+        raise ValueError(WRONG_TYPE.format(prediction_type))
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return x_0
-    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_0.dtype)
+    signal, sigma = _signal_sigma(t, alphas_cumprod, x_0.dtype)
     return signal * noise - sigma * x_0
 
 
@@ -132,8 +133,8 @@ def to_x0_eps(
         ValueError: for an unknown prediction type.
     """
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(_unknown(prediction_type))
-    signal, sigma = _signal_and_sigma(t, alphas_cumprod, x_t.dtype)
+        raise ValueError(WRONG_TYPE.format(prediction_type))
+    signal, sigma = _signal_sigma(t, alphas_cumprod, x_t.dtype)
     if prediction_type == "epsilon":
         return (x_t - sigma * pred) / signal, pred
     if prediction_type == "sample":
@@ -249,11 +250,9 @@ def sample(
             f"scheduler is {type(scheduler).__name__}, which does not suit this noise schedule; "
             "pass DDIM, Euler, DPMSolverMultistep or UniPC"
         )
-    longest, n = scheduler.config.num_train_timesteps, num_inference_steps
-    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= longest:
-        raise ValueError(
-            f"num_inference_steps is {n!r:.40}; pass a whole number from 1 to {longest}"
-        )
+    most, n = scheduler.config.num_train_timesteps, num_inference_steps
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= most:
+        raise ValueError(f"num_inference_steps is {n!r:.40}; pass a whole number from 1 to {most}")
     if len(condition.text) != len(x_T):
         raise ValueError(WRONG_BATCH.format(len(condition.text), len(x_T)))
     scheduler = copy.deepcopy(scheduler)
@@ -315,13 +314,7 @@ def few_threads(network: torch.nn.Module) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _signal_and_sigma(
-    t: Tensor, alphas_cumprod: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _signal_sigma(t: Tensor, alphas_cumprod: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped (b, 1, 1, 1)."""
     alpha_bar = rearrange(alphas_cumprod[t], "b -> b 1 1 1")
     return alpha_bar.sqrt().to(dtype), (1 - alpha_bar).sqrt().to(dtype)
-
-
-def _unknown(prediction_type: str) -> str:
-    return f"prediction_type is {prediction_type!r}; pass one of {PREDICTION_TYPES}"

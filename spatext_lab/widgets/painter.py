@@ -79,7 +79,7 @@ class Painter(anywidget.AnyWidget):
     ) -> None:
         h, w = (size, size) if isinstance(size, int) else size
         if min(h, w) < 1:
-            raise ValueError(f"size is {size}: give (height, width) in pixels, both at least 1")
+            raise ValueError(f"size is {size}: pass (height, width) in pixels, both at least 1")
         below = b"" if background is None else png(background, "the image below")
         super().__init__(
             height=h,

@@ -28,7 +28,7 @@ def stroke(points: Sequence[Any], size: int, h: int, w: int) -> Bool[Any, "h w"]
     """
     points = [_checked(point) for point in points]
     if not points or size < 1:
-        raise ValueError(f"points is {points}, size {size}; give [(x, y), ...] and a size from 1")
+        raise ValueError(f"points is {points}, size {size}; pass [(x, y), ...] and a size from 1")
     y, x = np.mgrid[:h, :w]
     covered = np.zeros((h, w), bool)
     for start, end in pairwise(points if len(points) > 1 else points * 2):
@@ -62,5 +62,5 @@ def flood(labels: Integer[Any, "h w"], at: Any) -> Bool[Any, "h w"]:
 
 def _checked(point: Any) -> Point:
     if len(point) != 2 or not all(isinstance(value, (int, np.integer)) for value in point):
-        raise ValueError(f"point is {point!r}; give (x, y): column and row of a pixel")
+        raise ValueError(f"point is {point!r}; pass (x, y): column and row of a pixel")
     return int(point[0]), int(point[1])

@@ -269,7 +269,7 @@ def outline_mask(
     side = round(min(x1 - x0, y1 - y0))
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     if side < 4 or min(left, top) < 0 or max(left, top) + side > SIZE:
-        raise ValueError(f"box is {box}; give (x0, y0, x1, y1) in [0, 1], at least 1/16 wide, high")
+        raise ValueError(f"box is {box}; pass (x0, y0, x1, y1) in [0, 1], at least 1/16 wide, high")
     mask = np.zeros((SIZE, SIZE), bool)
     mask[top : top + side, left : left + side] = sprite(kind, "plain", side, mirrored).mask
     return mask

@@ -5,7 +5,7 @@
 
 The sheet names the two images of a pair x and y; the key says which method is which. Which one is
 x is random and balanced: each method is x in half of the pairs, so that it stands at each side
-equally often (the page shows x at the left, and for about half of the raters at the right).
+equally often (the page shows x on the left, and for about half of the raters on the right).
 """
 
 from __future__ import annotations
