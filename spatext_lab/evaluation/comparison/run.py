@@ -22,8 +22,6 @@ from spatext_lab.evaluation.judge import Judge
 from spatext_lab.evaluation.methods import METHODS
 from spatext_lab.scene import Scene, files
 
-_NAME = "compare"
-
 
 def run(
     methods: Sequence[str],
@@ -81,13 +79,11 @@ def run(
         "versions": {name: version(name) for name in ("spatext_lab", "torch", "diffusers")},
         "seconds": round(time.perf_counter() - start),
     }
-    files.write(
-        order.out / f"{_NAME}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    )
-    files.write(order.out / f"{_NAME}.md", listing.text(report))
-    page.write(order.out / f"{_NAME}.html", report, sets[0], _shown(order, used))
-    for ending in ("json", "md", "html"):
-        print(order.out / f"{_NAME}.{ending}")
+    as_json, as_text, as_page = (order.out / f"compare.{end}" for end in ("json", "md", "html"))
+    files.write(as_json, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    files.write(as_text, listing.text(report))
+    page.write(as_page, report, sets[0], _shown(order, used))
+    print(as_json, as_text, as_page, sep="\n")
     return report
 
 
