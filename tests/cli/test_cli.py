@@ -91,7 +91,7 @@ USAGE = {
     "one region count": "data coco --root . --split val --regions 1",
     "no bins": "train reco --bins 0",
     "an unknown device": "train judge --device gpu",
-    "a value for a switch": "train reco --aided yes",
+    "a value for a switch": "train reco --resume yes",
     "an unknown protocol": "evaluate --method reco --protocol words",
     "an unknown method's tables": "ablation --method pixel --out x",
     "an unknown licence": "data coco --root . --split val --licences 12",
@@ -147,7 +147,7 @@ def test_reco_has_no_region_guidance(scene_file, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    ["--variant words", "--bins 8", "--init mean", "--aided", "--relearn"],
+    ["--variant words", "--bins 8", "--init mean", "--relearn"],
     ids=lambda o: o.split()[0],
 )
 def test_what_only_reco_takes_is_refused_by_other_recipes(option, capsys):
@@ -455,11 +455,11 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
     read = "spatext_lab.datasets.coco.read_coco"
     monkeypatch.setattr(read, lambda **k: calls.append(("coco", k)) or 1 / 0)
     typed("train clip")
-    typed("train reco --bins 64 --aided --base b --data d --seed 3")
+    typed("train reco --bins 64 --variant after --base b --data d --seed 3")
     typed("tour --out o --model m --coco c --licences all --min-area 0.1 --categories a b")
     with pytest.raises(ZeroDivisionError):
         typed("data coco --root r --split val --licences all --regions 1 9 --categories a b")
-    reco = {"bins": 64, "aided": True, "base": "b", "data": Path("d"), "seed": 3}
+    reco = {"bins": 64, "variant": "after", "base": "b", "data": Path("d"), "seed": 3}
     chosen = {"licences": None, "min_area": 0.1, "categories": ("a", "b")}
     coco = {"root": "r", "split": "val", "licences": None, "regions": (1, 9)}
     assert calls == [

@@ -22,7 +22,7 @@ from spatext_lab.training.recipes import (
     text_to_image,
     update_mask,
 )
-from spatext_lab.training.recipes.reco import aids, views
+from spatext_lab.training.recipes.reco import views
 from tests.tiny import tiny_model
 
 
@@ -51,5 +51,4 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(text_to_image, "LARGE_VIEWS", 2)
     monkeypatch.setattr(text_to_image, "SMALL_STEPS", 1)
     monkeypatch.setattr(views, "PER_SKILL", 1)
-    monkeypatch.setattr(aids, "TEXTS", 40)
     monkeypatch.setattr(zoo, "_POCKETS", (root,))

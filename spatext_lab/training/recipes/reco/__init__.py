@@ -20,8 +20,6 @@ from spatext_lab.scene import Scene
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.reco.aids import ATTENTION, box_weights, noisy_timesteps
-from spatext_lab.training.recipes.reco.attention import attention_loss, watched
 from spatext_lab.training.recipes.reco.start import build_model
 from spatext_lab.training.recipes.reco.views import MOST_REGIONS, examples
 
@@ -40,11 +38,9 @@ def make(
     variant: Literal["reco", "after", "contrastive", "words", "digits"] = "reco",
     bins: int | None = None,
     init: Literal["mean", "normal", "smooth"] | None = None,
-    aided: bool = False,
-    relearn: bool = False,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
-    """By default the diffusion loss alone, on token sequences of caption and boxes.
+    """The diffusion loss alone, on token sequences of caption and boxes; the paper's recipe.
 
     Args:
         data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
@@ -55,8 +51,6 @@ def make(
             "digits", the boxes' numbers in the caption instead.
         bins: number of position tokens; two a pixel, 1000 at most, if not given.
         init: how their embeddings begin; "smooth" if not given.
-        aided: with the auxiliary losses that a small base needs, see `aids`; not the paper's.
-        relearn: the base is a ReCo folder whose position tokens are forgotten first.
         choice: of the folder's photos, see `PhotoChoice`.
 
     Raises:
@@ -64,12 +58,12 @@ def make(
     """
     torch.manual_seed(plan.seed)
     folder = zoo.folder(base, "text-to-image")
-    model = build_model(folder, device_of(device), variant, bins, init, plan.seed, aided, relearn)
+    model = build_model(folder, device_of(device), variant, bins, init, plan.seed)
     views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
     pool = without_thin(cache.build(views, total, model.vae), model.position_tokens.bins)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(most_regions=most)
-    return fine_tune(model, pool, plan, phrase, variant, aided)
+    return fine_tune(model, pool, plan, phrase, variant)
 
 
 def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
@@ -95,13 +89,11 @@ def fine_tune(
     plan: Plan,
     phrase: str,
     variant: str = "reco",
-    aided: bool = False,
 ) -> Job:
     """The job of training a model to read boxes, from a cache of images and their scenes.
 
     Args:
         variant: as in `make`.
-        aided: with box weights, noisier timesteps and a cross-attention loss; see `aids`.
     """
     denoiser, scheduler, tokens = model.denoiser(), model.scheduler, model.position_tokens
 
@@ -113,22 +105,11 @@ def fine_tune(
         elif variant == "digits":
             scenes = [digit_scene(scene, model.tokenizer) for scene in scenes]
         ids = tokens.encode([*scenes, Scene("")])
-        if model.config.padding == "masked":  # what is padding in all need not be computed
-            ids = ids[:, : tokens.attention_mask(ids).any(0).sum()]
         condition = model.encode_ids(ids, BATCH)
         x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)
-        if aided:
-            t = noisy_timesteps(t, scheduler.config.num_train_timesteps)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
-        batch = (denoiser, x_0, condition, t, noise, scheduler)
-        if aided:
-            weight = box_weights(scenes, tuple(x_0.shape[-2:])).to(model.device)
-            with watched(model.unet) as seen:
-                loss = training_loss(*batch, weight)
-            loss = loss + ATTENTION * attention_loss(seen, tokens.token_regions(ids[:-1]), scenes)
-        else:
-            loss = training_loss(*batch)
+        loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
         if variant == "contrastive":
             loss = loss + contrastive_loss(last_states(condition))
         return loss

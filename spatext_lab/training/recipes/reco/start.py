@@ -3,18 +3,15 @@
 
 from pathlib import Path
 
-from spatext_lab import zoo
 from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.positions_after import PositionsAfterPipeline
-from spatext_lab.clip import Clip
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import bin_ids
 from spatext_lab.reco.text_encoder import forget, grow, without_bins
 from spatext_lab.spatext.widen import narrow_input
 from spatext_lab.text_to_image.base import class_name
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.training.recipes.reco.aids import aided_base
 
 CAPTION = 77  # tokens that CLIP reads
 MOST_BINS = 1000  # as in the paper; small images need no more than two a pixel
@@ -36,7 +33,6 @@ def build_model(
     bins: int | None = None,
     init: str | None = None,
     seed: int = 0,
-    aided: bool = False,
     relearn: bool = False,
 ) -> ReCoPipeline:
     """The model before its first step; arguments as in `reco.make`.
@@ -59,12 +55,8 @@ def build_model(
     if known or kind in [CLASSES[name].__name__ for name in WRITTEN]:
         _check_no_tokens(f"the base has {known} bins already", bins, init)
         return _continue_from(folder, device, variant, kind)
-    if aided:
-        base = aided_base(base, Clip.from_pretrained(zoo.folder("pocket", "spatext/clip")))
-    else:
-        base.unet = narrow_input(base.unet)
-    padding = "masked" if aided else "read"
-    return _with_position_tokens(base, variant, bins, init, seed, padding)
+    base.unet = narrow_input(base.unet)
+    return _with_position_tokens(base, variant, bins, init, seed, "read")
 
 
 def _without_position_tokens(folder: Path, device: str) -> ReCoPipeline:
