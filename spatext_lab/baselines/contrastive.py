@@ -6,17 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spatext_lab.diffusion import Condition
-
 TEMPERATURE = 0.07
-
-
-def last_states(condition: Condition) -> Float[Tensor, "b c"]:
-    """The hidden state of each sequence's last content token, which has attended to all others."""
-    if condition.text_mask is None:
-        return condition.text[:, -1]
-    last = condition.text_mask.sum(1) - 1
-    return condition.text[torch.arange(len(last), device=last.device), last]
 
 
 # loss = reconstruction + contrastive, temperature 0.07; the similarity of each code of a batch with
@@ -27,7 +17,7 @@ def contrastive_loss(
     """Cross-entropy of the codes' cosine similarities with each other: pushes them apart.
 
     Args:
-        codes: one vector per sequence, see `last_states`.
+        codes: one vector per sequence: its last hidden state, which has read all of it.
     """
     unit = F.normalize(codes, dim=1)
     target = torch.arange(len(codes), device=codes.device)

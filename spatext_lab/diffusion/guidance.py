@@ -38,9 +38,6 @@ class Condition:
             takes none. Its null is the zero map: a cell that no region covers holds zeros.
         region_maps: (b, d, h, w) each: the map of one region alone. Only needed where every region
             has its own guidance scale.
-        text_mask: (b, l) attention mask of `text`, True where the denoiser may attend; None for
-            everywhere, padding included, as Stable Diffusion has it.
-        null_mask: (b, l) attention mask of `null_text`; given exactly where `text_mask` is.
         objects: (b, n, e) a vector for each of n objects, for a denoiser that attends to objects
             (GLIGEN); None for one that takes none. Their null is zeros.
 
@@ -52,8 +49,6 @@ class Condition:
     null_text: Float[Tensor, "_ _ _"]  # which axes must agree is checked below, with a message
     st_map: Float[Tensor, "_ d h w"] | None = None
     region_maps: tuple[Tensor, ...] = ()
-    text_mask: Bool[Tensor, "b l"] | None = None
-    null_mask: Bool[Tensor, "b l"] | None = None
     objects: Float[Tensor, "b n e"] | None = None
 
     def __post_init__(self) -> None:
@@ -67,9 +62,6 @@ class Condition:
                 f"st_map holds {len(self.st_map)} maps for {len(self.text)} captions; "
                 "pass one map per caption, shape (b, d, h, w)"
             )
-        if (self.text_mask is None) != (self.null_mask is None):
-            missing = "text_mask" if self.text_mask is None else "null_mask"
-            raise ValueError(f"{missing} is None and the other mask is not: pass both or neither")
 
     def __len__(self) -> int:
         return len(self.text)
@@ -78,8 +70,8 @@ class Condition:
         """The null condition: the empty (or negative) prompt, the zero map, and no object."""
         st_map = None if self.st_map is None else torch.zeros_like(self.st_map)
         objects = None if self.objects is None else torch.zeros_like(self.objects)
-        text = {"text": self.null_text, "text_mask": self.null_mask}
-        return replace(self, **text, st_map=st_map, region_maps=(), objects=objects)
+        text = self.null_text
+        return replace(self, text=text, st_map=st_map, region_maps=(), objects=objects)
 
     def single_conditions(self) -> "list[Condition]":
         """One condition per guidance scale, in which all the others are null.
@@ -88,8 +80,7 @@ class Condition:
         """
         null = self.null()
         maps = self.region_maps or (() if self.st_map is None else (self.st_map,))
-        caption = replace(null, text=self.text, text_mask=self.text_mask)
-        return [caption, *(replace(null, st_map=one) for one in maps)]
+        return [replace(null, text=self.text), *(replace(null, st_map=one) for one in maps)]
 
     def repeat(self, n: int) -> "Condition":
         """Each of the b conditions n times in a row: a condition for n * b images."""
@@ -98,10 +89,8 @@ class Condition:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Condition":
-        """The condition on another device or in another floating-point type (masks stay bool)."""
-        return self._each(
-            lambda value: value.to(device, dtype if value.is_floating_point() else None)
-        )
+        """The condition on another device or in another floating-point type."""
+        return self._each(lambda value: value.to(device, dtype))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         def changed(value):
@@ -112,8 +101,6 @@ class Condition:
             changed(self.null_text),
             changed(self.st_map),
             tuple(map(changed, self.region_maps)),
-            changed(self.text_mask),
-            changed(self.null_mask),
             changed(self.objects),
         )
 
@@ -124,10 +111,10 @@ class Condition:
         `region_maps` are left out: a network reads one map.
 
         Raises:
-            ValueError: for no conditions, and where some have a map or masks and some have none.
+            ValueError: for no conditions, and where some have a map or objects and some have none.
         """
         fields = {}
-        for name in ("text", "null_text", "st_map", "text_mask", "null_mask", "objects"):
+        for name in ("text", "null_text", "st_map", "objects"):
             values = [getattr(c, name) for c in conditions if getattr(c, name) is not None]
             if not conditions or len(values) not in (0, len(conditions)):
                 name = name if conditions else "text"
@@ -178,10 +165,8 @@ class UNetDenoiser:
             # An embedding of length 1 has d small numbers. Times sqrt(d), they have the variance
             # of the latents beside them (our choice), and the map is learned as fast.
             x_in = torch.cat([x_t, st_map.to(x_t) * st_map.shape[1] ** 0.5], dim=1)
-        text = {"encoder_hidden_states": condition.text.to(self.dtype)}
-        mask = condition.text_mask
-        prediction = unet(x_in.to(self.dtype), t, **text, encoder_attention_mask=mask).sample
-        return prediction.to(x_t.dtype)
+        text = condition.text.to(self.dtype)
+        return unet(x_in.to(self.dtype), t, encoder_hidden_states=text).sample.to(x_t.dtype)
 
 
 # SpaText, arXiv 2211.14305, section 3.3: each condition is replaced by its null, independently
@@ -198,12 +183,10 @@ def drop_conditions(
         drop_map: (b,) True where the map is dropped; no effect where there is no map.
     """
     text = torch.where(drop_text[:, None, None], condition.null_text, condition.text)
-    text_mask, st_map = condition.text_mask, condition.st_map
-    if text_mask is not None:
-        text_mask = torch.where(drop_text[:, None], condition.null_mask, text_mask)
+    st_map = condition.st_map
     if st_map is not None:
         st_map = st_map.masked_fill(drop_map[:, None, None, None], 0)
-    return replace(condition, text=text, text_mask=text_mask, st_map=st_map)
+    return replace(condition, text=text, st_map=st_map)
 
 
 # Classifier-free guidance, arXiv 2207.12598, equation 6; SpaText, arXiv 2211.14305, section 3.3:

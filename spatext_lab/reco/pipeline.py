@@ -14,7 +14,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from spatext_lab.diffusion import (
     Condition,
-    Denoiser,
     SampleStep,
     UNetDenoiser,
     checked_latents,
@@ -23,7 +22,6 @@ from spatext_lab.diffusion import (
     guided,
     sample,
 )
-from spatext_lab.reco.coordinates import COORDINATES, PlacedDenoiser
 from spatext_lab.reco.position_tokens import PositionTokens, TokenSequence
 from spatext_lab.scene import Scene, scene_list
 from spatext_lab.scene.notes import warn
@@ -38,8 +36,12 @@ from spatext_lab.text_to_image.base import (
 
 Scenes = Scene | Sequence[Scene]
 Generators = torch.Generator | Sequence[torch.Generator] | None
-PADDINGS = ("read", "masked")
 EMPTY = Scene("")  # the null condition
+# These models read coordinates as further input channels, and no padding.
+EARLIER = (
+    "an earlier version trained this model with inputs that ReCo no longer has; train it again "
+    "(spatext-lab train reco), or use that version"
+)
 
 
 class ReCoPipeline(ScenePipeline):
@@ -50,16 +52,17 @@ class ReCoPipeline(ScenePipeline):
     are.
 
     Args:
-        unet: the denoiser; input channels beyond those of x_t hold the coordinates of its cells.
+        unet: the denoiser.
         vae: the autoencoder.
         text_encoder, tokenizer: grown by position tokens, see `text_encoder.grow`.
         scheduler: DDIM, Euler, DPM-Solver++, UniPC ... of diffusers, see `diffusion.sample`.
-        padding: "read" by the U-Net like every token, as Stable Diffusion has it, or "masked".
+        padding: "read" alone, which folders of earlier versions name: the U-Net attends to padding
+            as to any token, as Stable Diffusion's does.
         most_regions: the most regions of a training scene; a scene with more gets a warning.
 
     Raises:
-        ValueError: for another padding, and where the tokenizer has more tokens than the text
-            encoder has embeddings.
+        ValueError: for another padding, for a U-Net that reads more than x_t, and where the
+            tokenizer has more tokens than the text encoder has embeddings.
 
     Example:
         >>> pipeline = ReCoPipeline.from_pretrained(zoo.folder("pocket", "reco"))
@@ -80,19 +83,18 @@ class ReCoPipeline(ScenePipeline):
         most_regions: int | None = None,
     ) -> None:
         super().__init__()
-        if padding not in PADDINGS:
-            raise ValueError(f"padding is {padding!r}; pass one of {', '.join(PADDINGS)}")
+        if padding != "read":
+            raise ValueError(f"padding is {padding!r}; expected 'read': {EARLIER}")
         known = text_encoder.get_input_embeddings().num_embeddings
         if known < len(tokenizer):
             raise ValueError(
                 f"text_encoder has {known} embeddings for the tokenizer's {len(tokenizer)} tokens; "
                 "pass the text encoder that was grown with it"
             )
-        extra = unet.config.in_channels - unet.config.out_channels
-        if extra not in (0, COORDINATES):
+        if extra := unet.config.in_channels - unet.config.out_channels:
             raise ValueError(
-                f"unet has {extra} input channels beyond those of x_t; ReCo takes 0, or "
-                f"{COORDINATES} for coordinates: narrow_input(unet) removes a map's"
+                f"unet has {extra} input channels beyond those of x_t; expected none. If they are "
+                f"a map's, narrow_input(unet) removes them; else {EARLIER}"
             )
         self.register_modules(
             unet=unet.eval(),
@@ -101,7 +103,7 @@ class ReCoPipeline(ScenePipeline):
             tokenizer=tokenizer,
             scheduler=scheduler,
         )
-        self.register_to_config(padding=padding, most_regions=most_regions)
+        self.register_to_config(most_regions=most_regions)
         self.position_tokens = PositionTokens(
             tokenizer, text_encoder.config.max_position_embeddings
         )
@@ -203,7 +205,7 @@ class ReCoPipeline(ScenePipeline):
         if num_images_per_prompt != 1:
             condition = condition.repeat(num_images_per_prompt)
         # 3. Guidance
-        denoiser = guided(self.denoiser(), guidance_scale)
+        denoiser = guided(UNetDenoiser(self.unet), guidance_scale)
         # 4. Noise, each image from its own generator
         channels, size = self.unet.config.out_channels, self.unet.config.sample_size
         shape = (len(condition.text), channels, size, size)
@@ -249,12 +251,7 @@ class ReCoPipeline(ScenePipeline):
         """
         states = self.encode(ids.to(self._execution_device))
         each = b if len(ids) == b + 1 else 1
-        null = repeat(states[b:], "n l c -> (n each) l c", each=each)
-        if self.config.padding == "read":
-            return Condition(states[:b], null)
-        mask = self.position_tokens.attention_mask(ids).to(states.device)
-        null_mask = repeat(mask[b:], "n l -> (n each) l", each=each)
-        return Condition(states[:b], null, text_mask=mask[:b], null_mask=null_mask)
+        return Condition(states[:b], repeat(states[b:], "n l c -> (n each) l c", each=each))
 
     def encode(self, ids: Int[Tensor, "n l"]) -> Float[Tensor, "n l c"]:
         """The text encoder's last hidden states of token sequences, with gradients."""
@@ -263,9 +260,3 @@ class ReCoPipeline(ScenePipeline):
     def tokens(self, scene: Scene) -> TokenSequence:
         """The scene's token sequence, which a notebook displays in colour."""
         return self.position_tokens.show_work(scene)
-
-    def denoiser(self) -> Denoiser:
-        """The U-Net as sampling and training call it."""
-        config = self.unet.config
-        kind = PlacedDenoiser if config.in_channels > config.out_channels else UNetDenoiser
-        return kind(self.unet)

@@ -230,7 +230,7 @@ class TextToImagePipeline(ScenePipeline):
         """The U-Net as sampling calls it.
 
         Raises:
-            ValueError: for a U-Net that reads more than x_t, such as SpaText's and ReCo's.
+            ValueError: for a U-Net that reads more than x_t, such as SpaText's.
         """
         if extra := self.unet.config.in_channels - self.unet.config.out_channels:
             raise ValueError(

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from spatext_lab.baselines.contrastive import contrastive_loss, last_states
-from spatext_lab.diffusion import Condition
+from spatext_lab.baselines.contrastive import contrastive_loss
 
 
 def test_the_contrastive_loss_against_a_loop():
@@ -32,12 +31,3 @@ def test_the_contrastive_loss_in_closed_form():
     contrastive_loss(codes, 0.07).backward()
     after = contrastive_loss(codes - 0.1 * codes.grad, 0.07)
     assert after < contrastive_loss(codes, 0.07)
-
-
-def test_the_last_states_against_a_loop():
-    text = torch.randn(3, 6, 4)
-    mask = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]]).bool()
-    masked = Condition(text, torch.zeros_like(text), text_mask=mask, null_mask=mask)
-    want = [max((i, row) for i, row in enumerate(text[k]) if mask[k, i])[1] for k in range(3)]
-    assert torch.equal(last_states(masked), torch.stack(want))
-    assert torch.equal(last_states(Condition(text, torch.zeros_like(text))), text[:, 5])

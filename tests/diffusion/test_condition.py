@@ -59,21 +59,12 @@ def test_conditions_that_do_not_fit_are_refused():
         Condition.batch([])
 
 
-@pytest.mark.parametrize("missing", ["text_mask", "null_mask"])
-def test_masks_come_in_pairs(missing):
-    condition = masked_condition(2)
-    with pytest.raises(ValueError, match=f"{missing} is None and the other mask is not"):
-        replace(condition, **{missing: None})
-    with pytest.raises(ValueError, match="1 of 2 have text_mask"):
-        Condition.batch([condition, some_condition(2)])
-
-
 def test_repeat_puts_each_image_n_times_in_a_row():
-    condition = replace(masked_condition(3), region_maps=(torch.randn(3, 5, 3, 3),) * 2)
+    condition = replace(some_condition(3), region_maps=(torch.randn(3, 5, 3, 3),) * 2)
     twice = condition.repeat(2)
     assert len(twice) == 6
     for k in range(6):
-        for name in ("text", "null_text", "st_map", "text_mask", "null_mask"):
+        for name in ("text", "null_text", "st_map"):
             assert torch.equal(getattr(twice, name)[k], getattr(condition, name)[k // 2])
         for ours, theirs in zip(twice.region_maps, condition.region_maps, strict=True):
             assert torch.equal(ours[k], theirs[k // 2])
@@ -116,62 +107,3 @@ def test_objects_go_with_their_image_and_are_zeros_in_the_null():
     assert some_condition(1).null().objects is None
     with pytest.raises(ValueError, match="1 of 2 have objects"):
         Condition.batch([parts[0], some_condition(1)])
-
-
-# --- masks of the text ----------------------------------------------------------------------------
-
-
-def masked_condition(b: int) -> Condition:
-    """Of 4 states, the caption's first k + 1 may be attended to, and of the empty caption two."""
-    text_mask = torch.arange(4)[None] <= torch.arange(b)[:, None]
-    null_mask = (torch.arange(4) < 2).expand(b, -1)
-    return replace(some_condition(b), text_mask=text_mask, null_mask=null_mask)
-
-
-def test_each_single_condition_has_the_mask_of_its_text():
-    condition = masked_condition(3)
-    assert not torch.equal(condition.text_mask, condition.null_mask)
-    caption, st_map = condition.single_conditions()
-    assert torch.equal(caption.text_mask, condition.text_mask)
-    for other in (st_map, condition.null()):
-        assert torch.equal(other.text, condition.null_text)
-        assert torch.equal(other.text_mask, condition.null_mask)
-    for part in (caption, st_map, condition.null()):  # so that the null of a null is itself
-        assert torch.equal(part.null_mask, condition.null_mask)
-
-
-def test_batch_puts_masks_one_after_the_other():
-    parts = [masked_condition(b) for b in (1, 3, 2)]
-    whole = Condition.batch([parts[0], parts[1].null(), parts[2]])
-    text_rows = [*parts[0].text_mask, *parts[1].null_mask, *parts[2].text_mask]
-    null_rows = [row for part in parts for row in part.null_mask]
-    assert whole.text_mask.shape == whole.null_mask.shape == (6, 4)
-    assert all(map(torch.equal, whole.text_mask, text_rows))
-    assert all(map(torch.equal, whole.null_mask, null_rows))
-    plain = Condition.batch([some_condition(1), some_condition(2)])
-    assert plain.text_mask is None
-    assert plain.null_mask is None
-
-
-def test_to_moves_masks_and_leaves_them_masks():
-    """On the device without memory, so that a mask that stayed behind would be seen."""
-    condition = masked_condition(2)
-    moved = condition.to("meta", torch.float64)
-    assert {moved.text_mask.device.type, moved.null_mask.device.type} == {"meta"}
-    assert {moved.text_mask.dtype, moved.null_mask.dtype} == {torch.bool}
-    same = condition.to(dtype=torch.float64)
-    assert torch.equal(same.text_mask, condition.text_mask)
-    assert torch.equal(same.null_mask, condition.null_mask)
-    assert some_condition(1).to("cpu").text_mask is None
-
-
-def test_a_dropped_caption_drops_its_mask():
-    condition = masked_condition(4)
-    drop_text = torch.tensor([False, True, False, True])
-    dropped = drop_conditions(condition, drop_text, torch.zeros(4, dtype=torch.bool))
-    for k in range(4):
-        want = condition.null_mask[k] if drop_text[k] else condition.text_mask[k]
-        assert torch.equal(dropped.text_mask[k], want)
-        assert torch.equal(dropped.null_mask[k], condition.null_mask[k])
-    plain = drop_conditions(some_condition(4), drop_text, drop_text)
-    assert plain.text_mask is None

@@ -99,39 +99,6 @@ def test_guided_equals_a_slow_loop(scale, with_map):
     assert_close(guided(Counted(), scale)(x_t, t, condition), slow)
 
 
-class Looking:
-    """A denoiser that sums the states which it may look at, and remembers each call's masks."""
-
-    def __init__(self) -> None:
-        self.masks: list[Tensor] = []
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        self.masks.append(condition.text_mask)
-        seen = (condition.text * condition.text_mask[..., None]).sum((1, 2))
-        return torch.sin(x_t) + seen[:, None, None, None] * x_t
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guided_with_masks_equals_a_slow_loop_in_one_call(scale):
-    """Each half of the one batch may look at what its own text says: null first, then the whole."""
-    x_t, t, condition = inputs(with_map=False)
-    text_mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
-    null_mask = torch.tensor([1, 1, 0, 0, 0, 0]).bool().expand(B, -1)
-    condition = replace(condition, text_mask=text_mask, null_mask=null_mask)
-    denoiser, slow = Looking(), []
-    for k in range(B):
-        with_text, with_null = (
-            sum(states[k, i].sum() for i in range(6) if mask[k, i])
-            for states, mask in ((condition.text, text_mask), (condition.null_text, null_mask))
-        )
-        eps, eps_null = (x_t[k].sin() + number * x_t[k] for number in (with_text, with_null))
-        slow.append(eps_null + scale * (eps - eps_null))
-    assert_close(guided(denoiser, scale)(x_t, t, condition), torch.stack(slow))
-    (masks,) = denoiser.masks
-    want = [*text_mask] if scale == 1 else [*null_mask, *text_mask]
-    assert torch.equal(masks, torch.stack(want))
-
-
 def test_scale_one_is_exactly_the_conditional_model_in_one_pass():
     args = inputs()
     denoiser = Counted()

@@ -5,24 +5,26 @@ What all pipelines promise is tested in `text_to_image/test_pipelines.py`.
 """
 
 import json
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch.testing import assert_close
 
-from spatext_lab.diffusion import Condition, UNetDenoiser, guided, initial_noise, sample
-from spatext_lab.reco.coordinates import COORDINATES, PlacedDenoiser, coordinates
+from spatext_lab.diffusion import initial_noise
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import to_bin
 from spatext_lab.reco.prompts import write_bins
 from spatext_lab.reco.text_encoder import grow
 from spatext_lab.scene import Region, Scene
+from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.widen import widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.training.recipes.reco.start import build_model
 from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model, tiny_stable_diffusion
 
 SHAPE, LENGTH, BINS = (4, 16, 16), 154, 64
@@ -89,85 +91,6 @@ def test_a_box_that_moves_changes_the_image(reco):
     assert (one - two).abs().max() > 1e-4
 
 
-# --- padding that is masked -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def masked(reco) -> ReCoPipeline:
-    return ReCoPipeline(**reco.components, padding="masked")
-
-
-@torch.no_grad()
-def test_masks_are_of_the_content(reco, masked):
-    ours, read = masked.condition([SCENE, BARE]), reco.condition([SCENE, BARE])
-    assert torch.equal(ours.text, read.text)
-    assert torch.equal(ours.null_text, read.null_text)
-    for row, scene in zip(ours.text_mask, (SCENE, BARE), strict=True):
-        used = sum(len(piece) for piece in pieces(masked, scene))
-        assert row.tolist() == [True] * used + [False] * (LENGTH - used)
-    for row in ours.null_mask:
-        assert row.tolist() == [True] * 2 + [False] * (LENGTH - 2)
-    assert (read.text_mask, read.null_mask) == (None, None)
-
-
-def sampled(pipeline: ReCoPipeline, condition: Condition, seed: int) -> Tensor:
-    """The last latents for a condition made by hand."""
-    denoiser, noise = guided(pipeline.denoiser(), 2.0), initial_noise([seed], SHAPE)
-    *_, last = sample(denoiser, pipeline.scheduler, noise, condition, 2)
-    return last.x_t
-
-
-def test_masked_padding_is_as_if_it_were_not_there(masked):
-    """At every length that is long enough; not so where the padding is read."""
-    condition = masked.condition([SCENE])
-    used = int(condition.text_mask.sum())
-    want = final(masked, SCENE, seed=3, num_inference_steps=2)
-    for length in (used, used + 5):
-        short = Condition(
-            *(states[:, :length] for states in (condition.text, condition.null_text)),
-            text_mask=condition.text_mask[:, :length],
-            null_mask=condition.null_mask[:, :length],
-        )
-        last = sampled(masked, short, seed=3)
-        assert_close(last, want, atol=1e-4, rtol=1e-4)
-    unmasked = Condition(condition.text, condition.null_text)
-    assert (sampled(masked, unmasked, seed=3) - want).abs().max() > 1e-3
-
-
-def test_a_masked_image_is_the_same_alone_and_in_a_batch(masked):
-    scenes = [SCENE, OTHER, BARE]
-    batch = final(masked, scenes, seed=5, num_inference_steps=2)
-    for k, scene in enumerate(scenes):
-        assert_close(
-            batch[k],
-            final(masked, scene, seed=5 + k, num_inference_steps=2)[0],
-            atol=1e-4,
-            rtol=1e-4,
-        )
-
-
-# --- coordinates ----------------------------------------------------------------------------------
-
-
-def test_a_unet_with_more_inputs_reads_where_its_cells_are(reco):
-    unet = widen_input(reco.unet, COORDINATES)
-    torch.nn.init.normal_(unet.conv_in.weight[:, -COORDINATES:])
-    placed = ReCoPipeline(**reco.components | {"unet": unet})
-    assert type(placed.denoiser()) is PlacedDenoiser
-    assert type(reco.denoiser()) is UNetDenoiser
-    seen = []
-    hook = unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        latents = final(placed, [SCENE, OTHER], num_inference_steps=2)
-    finally:
-        hook.remove()
-    assert latents.shape == (2, *SHAPE)
-    for x_in in seen:
-        assert x_in.shape == (4, SHAPE[0] + COORDINATES, *SHAPE[1:])
-        for image in x_in:
-            assert torch.equal(image[SHAPE[0] :], coordinates(*SHAPE[1:]))
-
-
 # --- one call -----------------------------------------------------------------------------------
 
 
@@ -207,12 +130,11 @@ def test_where_nothing_is_known_of_the_training_there_is_no_warning(reco):
 # --- disk -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"padding": "masked"}, {"most_regions": 3}])
+@pytest.mark.parametrize("settings", [{}, {"most_regions": 3}])
 def test_a_saved_pipeline_keeps_its_settings(reco, settings, tmp_path):
     pipeline = ReCoPipeline(**reco.components, **settings)
     pipeline.save_pretrained(tmp_path)
     again = ReCoPipeline.from_pretrained(tmp_path)
-    assert again.config.padding == settings.get("padding", "read")
     assert again.config.most_regions == settings.get("most_regions")
     assert again.position_tokens.bin_ids == reco.position_tokens.bin_ids
     assert again.position_tokens.length == LENGTH
@@ -239,7 +161,6 @@ def test_published_weights_give_what_diffusers_gives_for_their_prompt(published)
     theirs = StableDiffusionPipeline.from_pretrained(published)
     theirs.set_progress_bar_config(disable=True)
     assert (ours.position_tokens.bins, ours.position_tokens.length) == (1000, LENGTH)
-    assert ours.config.padding == "read"
     prompts = [write_bins(scene, 1000) for scene in (SCENE, OTHER)]
     with torch.no_grad():
         text, null = theirs.encode_prompt(prompts, "cpu", 1, True)
@@ -264,9 +185,55 @@ def test_published_weights_give_what_diffusers_gives_for_their_prompt(published)
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_other_padding_is_refused(reco):
-    with pytest.raises(ValueError, match="padding is 'cut'; pass one of read, masked"):
-        ReCoPipeline(**reco.components, padding="cut")
+@pytest.fixture
+def earlier(root, tmp_path) -> Callable[..., Path]:
+    """A model's folder as earlier versions wrote it, with `padding` in its index, or a U-Net that
+    also reads coordinates."""
+
+    def write(padding: str, channels: int = 0) -> Path:
+        shutil.copytree(root / "reco", tmp_path / "reco")
+        index = tmp_path / "reco" / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"padding": padding}))
+        if channels:
+            unet = UNet2DConditionModel.from_pretrained(root / "reco" / "unet")
+            widen_input(unet, channels).save_pretrained(tmp_path / "reco" / "unet")
+        return tmp_path / "reco"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("padding", "channels", "message"),
+    [
+        ("masked", 0, "padding is 'masked'; expected 'read': an earlier version"),
+        ("masked", 8, "padding is 'masked'; expected 'read': an earlier version"),
+        ("read", 8, r"unet has 8 input channels beyond those of x_t; expected none\. .* earlier"),
+    ],
+)
+def test_a_model_of_an_earlier_version_is_refused(earlier, padding, channels, message):
+    """The message says what to do; the recipe refuses to continue such a model too."""
+    folder = earlier(padding, channels)
+    remedy = "train it again (spatext-lab train reco), or use that version"
+    for read in (ReCoPipeline.from_pretrained, lambda place: build_model(place, "cpu")):
+        with pytest.raises(ValueError, match=message) as error:
+            read(folder)
+        assert str(error.value).endswith(remedy)
+
+
+def test_a_model_of_an_earlier_version_that_reads_padding_is_as_it_was(reco, earlier, tmp_path):
+    """The same latents; saved again, its folder no longer names padding."""
+    again = ReCoPipeline.from_pretrained(earlier("read"))
+    one, two = (final(p, SCENE, seed=4, num_inference_steps=2) for p in (again, reco))
+    assert torch.equal(one, two)
+    again.save_pretrained(tmp_path / "anew")
+    assert "padding" not in json.loads((tmp_path / "anew" / "model_index.json").read_text())
+
+
+def test_a_map_that_reco_cannot_read_is_refused(root):
+    tiny = ReCoPipeline.from_pretrained(root / "reco")
+    wide = SpaTextPipeline.from_pretrained(root / "spatext").unet
+    with pytest.raises(ValueError, match=r"unet has 16 input channels .* narrow_input\(unet\)"):
+        ReCoPipeline.from_pipe(tiny, unet=wide)
 
 
 def test_a_text_encoder_that_does_not_know_the_bins_is_refused(root):

@@ -238,12 +238,12 @@ def test_generators_give_the_noise_in_place_of_a_seed(pipeline):
         pipeline(scenes, generator=several, seed=1, **settings)
 
 
-def test_a_negative_prompt_takes_the_empty_captions_place(pipeline, kind):
+def test_a_negative_prompt_takes_the_empty_captions_place(pipeline):
     """eps_negative + s (eps_joint - eps_negative), each by the network called by hand; one text
     for all scenes, and one per scene."""
     scenes, scale = [SCENE, OTHER], 3.0
     noise, joint = noise_of(pipeline, [0, 1]), pipeline.condition(scenes)
-    denoiser = pipeline.denoiser() if kind == "reco" else base_denoiser(pipeline)
+    denoiser = base_denoiser(pipeline)
     t, alpha = torch.full((2,), 999), pipeline.scheduler.alphas_cumprod[999]
     for prompt in ("a dark cave", ["a dark cave", "snow"]):
         texts = [prompt] * 2 if isinstance(prompt, str) else prompt
@@ -622,7 +622,7 @@ def test_from_pipe_hands_on_the_parts_themselves(pipeline):
         assert getattr(again, name) is part
     config = {key: value for key, value in pipeline.config.items() if key in again.config}
     assert config == dict(again.config)
-    settings = {"most_regions", "min_area", "padding"}
+    settings = {"most_regions", "min_area"}
     assert settings & set(pipeline.config) == settings & set(again.config)
     settings = {"seed": 4, **TWO}
     assert torch.equal(final(again, SCENE, **settings), final(pipeline, SCENE, **settings))
@@ -666,7 +666,7 @@ def test_from_pipe_names_what_is_wrong(root, kind, source, parts, message):
 
 
 def test_channels_that_text_to_image_cannot_fill_are_named(root):
-    """A map's, and ReCo's coordinates, which zeros would pass for."""
+    """A map's, which zeros would pass for."""
     text = TextToImagePipeline.from_pipe(opened(root / "spatext", "spatext"))
     with pytest.raises(ValueError, match=r"unet has 16 input channels .* narrow_input"):
         text(SCENE, **TWO)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.pocket import pocket_item
-from spatext_lab.diffusion import Condition, Denoiser, UNetDenoiser, add_noise, few_threads, target
+from spatext_lab.diffusion import Condition, UNetDenoiser, add_noise, few_threads, target
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.reco.pipeline import EMPTY, ReCoPipeline
@@ -209,11 +209,11 @@ def _conditions(
 ) -> Iterator[tuple[str, Condition]]:
     """The condition of each variant, then of each misreading of the own layout."""
     for name, scenes in told.items():
-        yield name, _trimmed(condition := pipeline.condition(scenes))
+        yield name, (condition := pipeline.condition(scenes))
         own = condition if name == OWN else own
     if isinstance(pipeline, ReCoPipeline):
         for name, order in ORDERS.items():
-            yield name, _trimmed(_reordered(pipeline, told[OWN], order))
+            yield name, _reordered(pipeline, told[OWN], order)
     else:
         for name, turn in TURNS.items():
             yield name, replace(own, st_map=turn(own.st_map))
@@ -231,28 +231,12 @@ def _reordered(
     return pipeline.encode_ids(ids, len(scenes))
 
 
-def _trimmed(condition: Condition) -> Condition:
-    """Without the tokens that are masked in all sequences, which only cost time."""
-    if condition.text_mask is None:
-        return condition
-    n = int((condition.text_mask | condition.null_mask).any(0).sum())
-    names = ("text", "null_text", "text_mask", "null_mask")
-    return replace(condition, **{name: getattr(condition, name)[:, :n] for name in names})
-
-
-def denoiser(pipeline: Pipeline) -> Denoiser:
-    """The U-Net as training calls it."""
-    if isinstance(pipeline, ReCoPipeline):
-        return pipeline.denoiser()
-    return UNetDenoiser(pipeline.unet)
-
-
 # DDPM, arXiv 2006.11239, equation 14, as `diffusion.training_loss` has it, for each image alone
 def _errors(
     pipeline: Pipeline, x_0: Tensor, condition: Condition, t: Tensor, noise: Tensor
 ) -> Float[np.ndarray, "b"]:
     alphas_cumprod = pipeline.scheduler.alphas_cumprod.to(x_0.device)
     kind = pipeline.scheduler.config.prediction_type
-    prediction = denoiser(pipeline)(add_noise(x_0, noise, t, alphas_cumprod), t, condition)
+    x_t, denoiser = add_noise(x_0, noise, t, alphas_cumprod), UNetDenoiser(pipeline.unet)
     wanted = target(x_0, noise, t, alphas_cumprod, kind)
-    return (prediction - wanted).square().mean((1, 2, 3)).cpu().numpy()
+    return (denoiser(x_t, t, condition) - wanted).square().mean((1, 2, 3)).cpu().numpy()

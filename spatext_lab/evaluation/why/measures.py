@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spatext_lab.diffusion import add_noise
-from spatext_lab.evaluation.why.losses import Pipeline, Shown, denoiser
+from spatext_lab.diffusion import UNetDenoiser, add_noise
+from spatext_lab.evaluation.why.losses import Pipeline, Shown
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.reco.pipeline import EMPTY, ReCoPipeline
 from spatext_lab.reco.text_encoder import WAVES
@@ -136,7 +136,7 @@ def _features(
         steps = pipeline.scheduler.config.num_train_timesteps
         t = torch.full((len(x_0),), steps - 1 - steps // 20, device=x_0.device)
         x_t = add_noise(x_0, noise, t, pipeline.scheduler.alphas_cumprod.to(x_0.device))
-        denoiser(pipeline)(x_t, t, pipeline.condition([EMPTY] * len(x_0)))
+        UNetDenoiser(pipeline.unet)(x_t, t, pipeline.condition([EMPTY] * len(x_0)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from spatext_lab import zoo
-from spatext_lab.baselines.contrastive import contrastive_loss, last_states
+from spatext_lab.baselines.contrastive import contrastive_loss
 from spatext_lab.baselines.digit_coordinates import digit_scene
 from spatext_lab.baselines.positional_words import positional_scene
 from spatext_lab.datasets.coco import PhotoChoice
-from spatext_lab.diffusion import training_loss
+from spatext_lab.diffusion import UNetDenoiser, training_loss
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Scene
@@ -95,7 +95,7 @@ def fine_tune(
     Args:
         variant: as in `make`.
     """
-    denoiser, scheduler, tokens = model.denoiser(), model.scheduler, model.position_tokens
+    denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
@@ -104,14 +104,14 @@ def fine_tune(
             scenes = [positional_scene(scene) for scene in scenes]
         elif variant == "digits":
             scenes = [digit_scene(scene, model.tokenizer) for scene in scenes]
-        ids = tokens.encode([*scenes, Scene("")])
+        ids = model.position_tokens.encode([*scenes, Scene("")])
         condition = model.encode_ids(ids, BATCH)
         x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
         loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
         if variant == "contrastive":
-            loss = loss + contrastive_loss(last_states(condition))
+            loss = loss + contrastive_loss(condition.text[:, -1])
         return loss
 
     both = torch.nn.ModuleDict({"unet": model.unet, "text_encoder": model.text_encoder})

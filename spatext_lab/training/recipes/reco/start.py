@@ -51,12 +51,12 @@ def build_model(
     if relearn:
         # Not with the seed that the base may have begun with: its layers know those embeddings.
         model = _without_position_tokens(folder, device)
-        return _with_position_tokens(model, variant, bins, init, seed + 1, model.config.padding)
+        return _with_position_tokens(model, variant, bins, init, seed + 1)
     if known or kind in [CLASSES[name].__name__ for name in WRITTEN]:
         _check_no_tokens(f"the base has {known} bins already", bins, init)
         return _continue_from(folder, device, variant, kind)
     base.unet = narrow_input(base.unet)
-    return _with_position_tokens(base, variant, bins, init, seed, "read")
+    return _with_position_tokens(base, variant, bins, init, seed)
 
 
 def _without_position_tokens(folder: Path, device: str) -> ReCoPipeline:
@@ -73,7 +73,6 @@ def _with_position_tokens(
     bins: int | None,
     init: str | None,
     seed: int,
-    padding: str,
 ) -> ReCoPipeline:
     """The variant's model: the base's parts, and a text encoder with more tokens and more room."""
     if variant in WRITTEN:
@@ -92,7 +91,7 @@ def _with_position_tokens(
     text_encoder, tokenizer = grow(
         base.text_encoder, base.tokenizer, bins, length, init or "smooth", seed
     )
-    parts = {"text_encoder": text_encoder, "tokenizer": tokenizer, "padding": padding}
+    parts = {"text_encoder": text_encoder, "tokenizer": tokenizer}
     return CLASSES[variant].from_pipe(base, **parts)
 
 
