@@ -2,11 +2,8 @@
 """Growing a text encoder: position tokens, and a longer context."""
 
 import copy
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
@@ -90,39 +87,6 @@ def grow(
     _lengthen(text_encoder, length)
     tokenizer.model_max_length = length
     return text_encoder, tokenizer
-
-
-def forget(text_encoder: CLIPTextModel, tokenizer) -> CLIPTextModel:
-    """A copy of a grown text encoder without its position tokens, so that it can learn others.
-
-    Args:
-        tokenizer: one without position tokens, see `without_bins`.
-
-    Raises:
-        ValueError: where the tokenizer has bins, and where it has more tokens than the text encoder
-            has embeddings.
-    """
-    rows = text_encoder.get_input_embeddings().num_embeddings
-    if known := len(bin_ids(tokenizer)):
-        raise ValueError(f"the tokenizer has {known} bins; pass the one without them")
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the text encoder {rows} embeddings"
-        )
-    text_encoder = copy.deepcopy(text_encoder)
-    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return text_encoder
-
-
-def without_bins(tokenizer):
-    """A copy of the tokenizer without its position tokens."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    bins = set(bin_ids(tokenizer))
-    state["added_tokens"] = [one for one in state["added_tokens"] if one["id"] not in bins]
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(state))
-        return type(tokenizer).from_pretrained(folder)
 
 
 def _add_words(text_encoder: CLIPTextModel, tokenizer, bins: int, init: str, seed: int) -> None:

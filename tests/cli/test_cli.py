@@ -147,7 +147,7 @@ def test_reco_has_no_region_guidance(scene_file, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    ["--variant words", "--bins 8", "--init mean", "--relearn"],
+    ["--variant words", "--bins 8", "--init mean"],
     ids=lambda o: o.split()[0],
 )
 def test_what_only_reco_takes_is_refused_by_other_recipes(option, capsys):

@@ -10,8 +10,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from spatext_lab.reco.position_tokens import bin_ids
-from spatext_lab.reco.text_encoder import INITS, forget, grow, without_bins
+from spatext_lab.reco.text_encoder import INITS, grow
 from spatext_lab.text_to_image.tokenizer import new_tokenizer
 
 BINS, LENGTH, WIDTH = 32, 154, 16
@@ -255,36 +254,3 @@ def test_nothing_grows_twice(old, tokenizer):
     grown = grow(old, tokenizer, BINS, LENGTH)
     with pytest.raises(ValueError, match="32 bins already; start from a base without"):
         grow(*grown, BINS, LENGTH)
-
-
-def test_forgetting_leaves_the_old_words_alone_and_growing_goes_on(old, tokenizer):
-    grown, more = grow(old, tokenizer, BINS, LENGTH)
-    plain = forget(grown, tokenizer)
-    assert torch.equal(words(plain), words(old))
-    assert len(words(grown)) == len(words(old)) + BINS  # the argument is as it was
-    again, other = grow(plain, tokenizer, 5, LENGTH)
-    assert len(bin_ids(other)) == 5
-    assert torch.equal(states(again, tokenizer, 77), states(old, tokenizer, 77))
-    with pytest.raises(
-        ValueError, match=f"the tokenizer has {BINS} bins; pass the one without them"
-    ):
-        forget(grown, more)
-    plain.resize_token_embeddings(9, mean_resizing=False)
-    with pytest.raises(
-        ValueError, match=r"the tokenizer has \d+ tokens, the text encoder 9 embeddings"
-    ):
-        forget(plain, tokenizer)
-
-
-def test_a_tokenizer_without_its_bins_is_the_one_from_before_them(old, tokenizer):
-    """The same words, the same ids of texts; it can be grown again, and the one given keeps its
-    bins."""
-    _, more = grow(old, tokenizer, BINS, LENGTH)
-    plain = without_bins(more)
-    assert plain.get_vocab() == tokenizer.get_vocab()
-    assert len(bin_ids(more)) == BINS
-    for text in (*TEXTS, "<bin003>"):
-        assert plain(text).input_ids == tokenizer(text).input_ids
-    assert plain.pad_token_id == tokenizer.pad_token_id
-    _, other = grow(old, plain, 5, LENGTH)
-    assert bin_ids(other) == list(range(len(tokenizer), len(tokenizer) + 5))

@@ -86,13 +86,6 @@ def test_a_saved_reco_model_can_be_continued(variant, tmp_path):
     assert torch.isfinite(loss_of(reco.make(PLAN, "cpu", base=str(tmp_path), variant=variant)))
 
 
-def test_a_relearning_job_is_trained_and_saved(root, tmp_path):
-    job = reco.make(PLAN, "cpu", base=str(root / "reco"), bins=32, relearn=True)
-    assert np.isfinite(losses(job)).all()
-    job.save(tmp_path)
-    assert ReCoPipeline.from_pretrained(tmp_path).position_tokens.bins == 32
-
-
 @pytest.mark.parametrize(
     ("variant", "caption"), [("words", positional_caption), ("digits", digit_caption)]
 )

@@ -5,10 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.positions_after import PositionsAfterPipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
-from spatext_lab.reco.text_encoder import forget, grow, without_bins
 from spatext_lab.scene import Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
@@ -76,46 +74,3 @@ def test_a_model_with_positions_after_cannot_be_continued_with_them_before(root,
     assert type(build_model(tmp_path, "cpu", "after")) is PositionsAfterPipeline
     with pytest.raises(ValueError, match=r"variant is 'reco'; .* can be continued as after only"):
         build_model(tmp_path, "cpu", "reco")
-
-
-@pytest.mark.parametrize(
-    ("variant", "bins", "kind"),
-    [
-        ("reco", 16, ReCoPipeline),
-        ("after", None, PositionsAfterPipeline),
-        ("contrastive", None, ReCoPipeline),
-        ("words", None, PositionalWordsPipeline),
-    ],
-)
-def test_relearning_keeps_all_but_the_position_tokens(root, variant, bins, kind):
-    """Of a ReCo folder: its U-Net, its old tokens, its positions and its padding; not one embedding
-    of its bins, nor those that its own seed would give."""
-    old = ReCoPipeline.from_pretrained(root / "reco")
-    new = build_model(root / "reco", "cpu", variant, bins, seed=0, relearn=True)
-    assert type(new) is kind
-    assert new.config.padding == old.config.padding
-    assert new.position_tokens.bins == (0 if variant == "words" else bins or 128)
-    theirs = old.unet.state_dict()
-    assert all(torch.equal(v, theirs[k]) for k, v in new.unet.state_dict().items())
-    before, after = (m.text_encoder.state_dict() for m in (old, new))
-    first = min(old.position_tokens.bin_ids)
-    for name, value in after.items():
-        if "token_embedding" in name:
-            rows, known, tokens = value[first:], before[name][first:], value[:first]
-            assert torch.equal(tokens, before[name][:first])
-        else:
-            assert torch.equal(value, before[name])
-    if len(rows):
-        grown = grow(forget(old.text_encoder, old_tokens(old)), old_tokens(old), len(rows), 154)[0]
-        first_time = grown.get_input_embeddings().weight[first:]
-        assert not (rows[:, None] == known[None]).all(-1).any()
-        assert not torch.allclose(rows, first_time, rtol=0.1, atol=0)
-
-
-def old_tokens(model: ReCoPipeline):
-    return without_bins(model.tokenizer)
-
-
-def test_a_base_without_bins_cannot_relearn(root):
-    with pytest.raises(ValueError, match="relearn is given, and the base has no bins to forget"):
-        build_model(root / "text-to-image", "cpu", relearn=True)

@@ -8,7 +8,7 @@ from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.positions_after import PositionsAfterPipeline
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import bin_ids
-from spatext_lab.reco.text_encoder import forget, grow, without_bins
+from spatext_lab.reco.text_encoder import grow
 from spatext_lab.spatext.widen import narrow_input
 from spatext_lab.text_to_image.base import class_name
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
@@ -33,25 +33,17 @@ def build_model(
     bins: int | None = None,
     init: str | None = None,
     seed: int = 0,
-    relearn: bool = False,
 ) -> ReCoPipeline:
     """The model before its first step; arguments as in `reco.make`.
 
     Raises:
         ValueError: for an unknown variant, for one that the ReCo folder was not trained as, for
-            bins or an init where no tokens are added, for relearn where there are no bins to
-            forget, and what `grow` raises.
+            bins or an init where no tokens are added, and what `grow` raises.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; there are {', '.join(VARIANTS)}")
     base = TextToImagePipeline.from_pretrained(folder).to(device)
     known, kind = len(bin_ids(base.tokenizer)), class_name(folder)
-    if relearn and not known:
-        raise ValueError("relearn is given, and the base has no bins to forget; leave it out")
-    if relearn:
-        # Not with the seed that the base may have begun with: its layers know those embeddings.
-        model = _without_position_tokens(folder, device)
-        return _with_position_tokens(model, variant, bins, init, seed + 1)
     if known or kind in [CLASSES[name].__name__ for name in WRITTEN]:
         _check_no_tokens(f"the base has {known} bins already", bins, init)
         return _continue_from(folder, device, variant, kind)
@@ -59,16 +51,8 @@ def build_model(
     return _with_position_tokens(base, variant, bins, init, seed)
 
 
-def _without_position_tokens(folder: Path, device: str) -> ReCoPipeline:
-    """The model of a ReCo folder without its position tokens; all else stays as trained."""
-    model = ReCoPipeline.from_pretrained(folder).to(device)
-    tokenizer = without_bins(model.tokenizer)
-    parts = {"text_encoder": forget(model.text_encoder, tokenizer), "tokenizer": tokenizer}
-    return ReCoPipeline.from_pipe(model, **parts, most_regions=None)
-
-
 def _with_position_tokens(
-    base: TextToImagePipeline | ReCoPipeline,
+    base: TextToImagePipeline,
     variant: str,
     bins: int | None,
     init: str | None,
@@ -83,7 +67,7 @@ def _with_position_tokens(
     elif bins == 0:
         raise ValueError("bins is 0; pass at least 2, the image's two edges")
     # Room for sequences as images have room for objects: 77 x 8 for latents of 64 x 64, as in the
-    # paper, 77 x 2 for those of 16 x 16. A base that was grown before may have it already.
+    # paper, 77 x 2 for those of 16 x 16. A base may have more already.
     old = base.text_encoder.config.max_position_embeddings
     length = max(old, CAPTION * max(base.latent_size // 8, 1))
     if variant == "digits":  # a box takes 21 tokens, not 4: of pocket scenes 1 in 20 would not fit
