@@ -18,6 +18,7 @@ from spatext_lab.evaluation.tables import cell
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED, MODELS = ROOT / "docs" / "measured", ROOT / "data" / "pocket"
+NAMES = {folder: name for folder, name, _ in reco_tables.VARIANTS}
 PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +29,8 @@ class Table:
     Args:
         files: names of files in docs/measured; rows of equal names are one.
         columns: heading -> key of the value, or several, which stand without their intervals.
-        rows: heading -> name of the row; all rows by their names where it is empty.
+        rows: heading -> name of the row, left out where it is not measured; all rows by their
+            names where it is empty.
     """
 
     files: tuple[str, ...]
@@ -74,8 +76,7 @@ TABLES = {
             "**ReCo**": "ReCo, as shipped",
             "the same network, caption alone": "ReCo, caption alone",
             "text-to-image, caption alone": "text-to-image",
-            "ReCo, relearned in 1,200 steps": "ReCo, relearned",
-            "positional words, 1,200 steps": "positional words",
+            **{NAMES[folder]: NAMES[folder] for folder in ("reco-short", "reco-words")},
         },
     ),
 }
@@ -112,8 +113,9 @@ def markdown(table: Table) -> str:
     known = measured(table.files)
     lines = ["| | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
     for heading, name in (table.rows or {name: name for name in known}).items():
-        cells = (_cell(known[name], key) for key in table.columns.values())
-        lines.append(f"| {heading} | {' | '.join(cells)} |")
+        if name in known:
+            cells = (_cell(known[name], key) for key in table.columns.values())
+            lines.append(f"| {heading} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

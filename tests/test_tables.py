@@ -12,6 +12,7 @@ import pytest
 
 from spatext_lab import zoo
 from spatext_lab.cli.parser import build_parser
+from spatext_lab.evaluation import reco_tables
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "data" / "pocket"
@@ -51,6 +52,13 @@ def test_every_table_is_on_a_page_and_every_file_in_a_table(make_tables):
     assert {path.stem for path in make_tables.files()} == used
     beside = {path.parent.name for path in make_tables.pages()}
     assert {"reco", "spatext"} <= beside
+
+
+def test_a_row_that_is_chosen_is_one_that_is_measured(make_tables):
+    """A row without numbers yet is left out, so a wrong name would not be seen in the page."""
+    known = {name for _, name, _ in reco_tables.VARIANTS}
+    for table in make_tables.TABLES.values():
+        assert set((table.rows or {}).values()) <= known | set(make_tables.measured(table.files))
 
 
 def test_no_table_of_numbers_stands_beside_the_markers(make_tables):
