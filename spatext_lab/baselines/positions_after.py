@@ -2,7 +2,9 @@
 """Positions after the text encoder: a summary of ReCo, not the paper.
 
 The texts pass through the text transformer without the position tokens, and the position tokens'
-embeddings are put between their hidden states.
+embeddings are put between their hidden states. A sequence ends with a text's end token or with
+padding, so `PocketUNet`'s vector of the caption, which is the last state, has read all texts and no
+position.
 """
 
 import torch

@@ -82,6 +82,23 @@ def test_texts_do_not_hear_of_positions_that_come_after(after):
     assert (one[is_bin] - two[is_bin]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("padded", [True, False])
+@torch.no_grad()
+def test_the_last_state_has_read_all_texts_and_no_position(after, padded):
+    """Which `PocketUNet` takes for the whole caption; also where no padding is behind the texts."""
+    first, second = SCENE.regions
+    renamed = Scene(SCENE.caption, [first, Region("a cup", box=second.box)])
+
+    def vector(scene: Scene) -> Tensor:
+        ids = after.position_tokens.encode([scene])
+        content = ids[after.position_tokens.attention_mask(ids)][None]
+        return after.encode(ids if padded else content)[0, -1]
+
+    one, moved, other = map(vector, (SCENE, MOVED, renamed))
+    assert_close(one, moved, atol=1e-6, rtol=1e-6)
+    assert (one - other).abs().max() > 1e-3
+
+
 def test_the_null_and_captions_alone_are_recos(reco, after):
     for scenes in ([BARE], [Scene("")], [BARE, Scene("")]):
         ours, theirs = after.condition(scenes), reco.condition(scenes)
