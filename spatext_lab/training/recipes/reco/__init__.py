@@ -40,7 +40,7 @@ def make(
     init: Literal["mean", "normal", "smooth"] | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
-    """The diffusion loss alone, on token sequences of caption and boxes; the paper's recipe.
+    """By default the paper's recipe: the diffusion loss alone, on sequences of texts and boxes.
 
     Args:
         data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
