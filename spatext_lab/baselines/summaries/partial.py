@@ -136,7 +136,7 @@ def _part(condition: Condition, rows: Tensor, cut: Callable[[Tensor], Tensor]) -
     """The condition of some images, its maps cut to their windows."""
     own = {
         name: value[rows]
-        for name in ("text", "null_text", "text_mask", "null_mask", "objects")
+        for name in ("text", "null_text", "objects")
         if (value := getattr(condition, name)) is not None
     }
     return replace(
