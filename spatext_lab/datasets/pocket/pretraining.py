@@ -61,7 +61,7 @@ class View:
 def small_view(index: int, seed: int = 0) -> View:
     """View `index` of 32 x 32 pixels: a crop around an object, or large objects, by turns."""
     rng = Random(f"{seed}/small/{index}")
-    return _crop(rng) if index % 2 else _half(_large_objects(rng))
+    return _crop(rng) if index % 2 else _half(_rendered(rng, large_objects(rng)))
 
 
 def large_view(index: int, seed: int = 0) -> View:
@@ -73,7 +73,7 @@ def large_view(index: int, seed: int = 0) -> View:
     rng, turn = Random(f"{seed}/large/{index}"), index % 6
     if turn < 3:
         return _skill(rng)
-    return _scene(rng, seed) if turn < 5 else _large_objects(rng)
+    return _scene(rng, seed) if turn < 5 else _rendered(rng, large_objects(rng))
 
 
 def _crop(rng: Random) -> View:
@@ -98,7 +98,7 @@ def _half(view: View) -> View:
     return View((pixels + 0.5).astype(np.uint8), view.captions, objects)
 
 
-def _large_objects(rng: Random) -> View:
+def large_objects(rng: Random) -> list[Placed]:
     """One object of up to seven eighths of the image's width, or two to four smaller ones."""
     n = rng.choices((1, 2, 3, 4), (4, 3, 2, 2))[0]
     smallest, largest = ((26, 56), (20, 30), (20, 27), (20, 27))[n - 1]
@@ -110,7 +110,7 @@ def _large_objects(rng: Random) -> View:
             looks, sides = looks[:1] * n, sides[:1] * n
         placed = [_anywhere(rng, *each) for each in zip(looks, sides, strict=True)]
         if all(gap(a, b) >= GAP / 2 for i, a in enumerate(placed) for b in placed[:i]):
-            return _rendered(rng, placed)
+            return placed
 
 
 def _anywhere(rng: Random, look: Look, side: int) -> Placed:

@@ -116,8 +116,8 @@ RECIPES = {
     ),
     "reco": Recipe(
         "reco",
-        Plan(steps=29_000, lr=1e-3),
-        0.23,
+        Plan(steps=12_000, lr=1e-3, cooldown=1500),
+        0.5,
         "generates pocket scenes: a caption, and texts for boxes",
     ),
     "gligen": Recipe(

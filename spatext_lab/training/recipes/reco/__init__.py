@@ -17,13 +17,17 @@ from spatext_lab.diffusion import UNetDenoiser, training_loss
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Scene
+from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco.start import build_model
-from spatext_lab.training.recipes.reco.views import MOST_REGIONS, examples
+from spatext_lab.training.recipes.reco.views import MOST_REGIONS, Stages, examples
 
-BATCH = 16
+BATCH = 32
+# Most of a sequence is padding. On the CPU this fraction of the steps has all of it, as sampling
+# has; the others have what their longest sequence needs.
+FULL_LENGTH = 1 / 8
 # Caption, regions, or both dropped, so that guidance has a null and each can be alone. The released
 # code drops nothing: its guidance relies on Stable Diffusion's own.
 DROP = 0.1
@@ -38,6 +42,7 @@ def make(
     variant: Literal["reco", "after", "contrastive", "words", "digits"] = "reco",
     bins: int | None = None,
     init: Literal["mean", "normal", "smooth"] | None = None,
+    batch: int = BATCH,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """By default the paper's recipe: the diffusion loss alone, on sequences of texts and boxes.
@@ -51,6 +56,7 @@ def make(
             "digits", the boxes' numbers in the caption instead.
         bins: number of position tokens; two a pixel, 1000 at most, if not given.
         init: how their embeddings begin; "smooth" if not given.
+        batch: images a step.
         choice: of the folder's photos, see `PhotoChoice`.
 
     Raises:
@@ -60,10 +66,12 @@ def make(
     folder = zoo.folder(base, "text-to-image")
     model = build_model(folder, device_of(device), variant, bins, init, plan.seed)
     views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
-    pool = without_thin(cache.build(views, total, model.vae), model.position_tokens.bins)
+    halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents begins with them
+    pool = cache.build(views, total, model.vae, halves=halves)
+    pool = without_thin(pool, model.position_tokens.bins)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(most_regions=most)
-    return fine_tune(model, pool, plan, phrase, variant)
+    return fine_tune(model, pool, plan, phrase, variant, batch)
 
 
 def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
@@ -89,24 +97,28 @@ def fine_tune(
     plan: Plan,
     phrase: str,
     variant: str = "reco",
+    batch: int = BATCH,
 ) -> Job:
     """The job of training a model to read boxes, from a cache of images and their scenes.
 
     Args:
         variant: as in `make`.
+        batch: images a step.
     """
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
+    stages = Stages(pool)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (BATCH,), generator=generator)
+        index, x_0 = stages.draw(step, batch, generator)
         scenes = draw_scenes(pool, index, generator)
         if variant == "words":
             scenes = [positional_scene(scene) for scene in scenes]
         elif variant == "digits":
             scenes = [digit_scene(scene, model.tokenizer) for scene in scenes]
         ids = model.position_tokens.encode([*scenes, Scene("")])
-        condition = model.encode_ids(ids, BATCH)
-        x_0 = pool.latents[index]
+        if model.device.type == "cpu" and torch.rand((), generator=generator) >= FULL_LENGTH:
+            ids = ids[:, : model.position_tokens.attention_mask(ids).sum(1).max()]
+        condition = model.encode_ids(ids, batch)
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
         loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)

@@ -7,19 +7,52 @@ from pathlib import Path
 from random import Random
 from typing import Unpack
 
+import torch
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
 
 from spatext_lab.datasets.augment import random_view
 from spatext_lab.datasets.coco import PhotoChoice, read_coco, thing_names
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
+from spatext_lab.datasets.pocket.pretraining import large_objects
+from spatext_lab.datasets.pocket.world import PocketItem, composed
 from spatext_lab.scene import Region, Scene
 from spatext_lab.training import cache
 
-SCENES, PER_SKILL = 24_000, 12_000
+LARGE, SCENES, PER_SKILL = 12_000, 16_000, 4_000
+SMALL_STEPS = 600  # of the first stage
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
 # ReCo takes 20 boxes of an image at most; the context length is the tighter limit.
 MOST_REGIONS = 20
+
+
+class Stages:
+    """Which views a training step has: one large object first, then whole scenes.
+
+    A box first has an effect where its object fills much of the image and where nobody has to tell
+    which of several boxes is whose. So the first SMALL_STEPS steps have views with one box, at half
+    the resolution; then come all views, one step of four at half the resolution. On whole scenes
+    from the start the pocket model did not learn boxes at all. A cache without half latents has no
+    stages.
+    """
+
+    def __init__(self, pool: cache.Cache) -> None:
+        self.pool = pool
+        one = [i for i, scene in enumerate(pool.scenes) if len(scene.regions) == 1]
+        self.one, self.all = torch.tensor(one), torch.arange(len(pool))
+
+    def draw(
+        self, step: int, batch: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, "b"], Float[Tensor, "b c h w"]]:
+        """The indices of a step's views, uniformly at random, and their latents."""
+        staged = self.pool.half_latents is not None
+        first = staged and step < SMALL_STEPS and len(self.one)
+        known = self.one if first else self.all
+        index = known[torch.randint(len(known), (batch,), generator=generator)]
+        small = first or (staged and step % 4 == 0)
+        return index, (self.pool.half_latents if small else self.pool.latents)[index]
 
 
 def examples(
@@ -32,24 +65,36 @@ def examples(
         choice: of its photos.
     """
     if data is None:
-        total = SCENES + len(SKILLS) * PER_SKILL
-        phrase = f"random views of pocket scenes train 0-{SCENES - 1} and {PER_SKILL} of each skill"
-        return pocket_views(SCENES, PER_SKILL, size, seed), total, phrase
+        total = LARGE + SCENES + len(SKILLS) * PER_SKILL
+        phrase = (
+            f"random views of {LARGE} pocket images of large objects, scenes train 0-{SCENES - 1} "
+            f"and {PER_SKILL} of each skill"
+        )
+        return pocket_views(LARGE, SCENES, PER_SKILL, size, seed), total, phrase
     views, total = coco_views(data, size, seed, **choice)
     photos = f"{total // VIEWS} photos of {data.name}, train2017"
     return views, total, f"{VIEWS} random views each of {photos}"
 
 
-def pocket_views(count: int, per_skill: int, size: int, seed: int) -> Iterator[cache.Example]:
-    """A random view each of pocket training scenes and of every skill's training prompts."""
-    worlds = (pocket_item("train", i) for i in range(count))
+def pocket_views(
+    large: int, scenes: int, per_skill: int, size: int, seed: int
+) -> Iterator[cache.Example]:
+    """A random view each of large objects, training scenes and every skill's training prompts."""
+    close = (_close_item(seed, i) for i in range(large))
+    worlds = (pocket_item("train", i) for i in range(scenes))
     skills = (skill_item(skill, "train", i) for i in range(per_skill) for skill in SKILLS)
     shown = chain(
-        ((item.image, item.captions, item.layout.regions) for item in worlds),
+        ((item.image, item.captions, item.layout.regions) for item in chain(close, worlds)),
         ((item.image, (item.prompt,), item.scene.regions) for item in skills),
     )
     for k, (image, captions, regions) in enumerate(shown):
         yield _view(Image.fromarray(image), captions, regions, size, Random(f"{seed}/view/{k}"))
+
+
+def _close_item(seed: int, index: int) -> PocketItem:
+    """One to four objects that fill much of the image, as the text-to-image model learned them."""
+    rng = Random(f"{seed}/close/{index}")
+    return composed(rng, "train", index, lambda: large_objects(rng))
 
 
 def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cache.Example:
