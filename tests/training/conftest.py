@@ -43,7 +43,7 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(clip, "WHOLE", 3)
     for module in (spatext, other_maps, pixel, prior, reco, gligen, update_mask, energy):
         monkeypatch.setattr(module, "BATCH", 4)
-    for module in (text_to_image, spatext, other_maps, pixel, gligen):
+    for module in (text_to_image, spatext, other_maps, pixel, reco, gligen):
         monkeypatch.setitem(unwrap(module.make).__kwdefaults__, "batch", 4)
     for module in (spatext, pixel, prior, views, update_mask, energy):
         monkeypatch.setattr(module, "SCENES", 8)
@@ -51,4 +51,8 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(text_to_image, "LARGE_VIEWS", 2)
     monkeypatch.setattr(text_to_image, "SMALL_STEPS", 1)
     monkeypatch.setattr(views, "PER_SKILL", 1)
+    monkeypatch.setattr(views, "LARGE", 2)
+    monkeypatch.setattr(reco, "FULL_LENGTH", 1)
+    monkeypatch.setattr(views, "ONE_STEPS", 1)
+    monkeypatch.setattr(views, "SMALL_STEPS", 2)
     monkeypatch.setattr(zoo, "_POCKETS", (root,))

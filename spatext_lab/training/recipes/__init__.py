@@ -116,13 +116,13 @@ RECIPES = {
     ),
     "reco": Recipe(
         "reco",
-        Plan(steps=12_000, lr=1e-3, cooldown=1500),
+        Plan(steps=8000, lr=1e-3, cooldown=1000),
         0.5,
         "generates pocket scenes: a caption, and texts for boxes",
     ),
     "gligen": Recipe(
         "gligen",
-        Plan(steps=6000, lr=1e-3),
+        Plan(steps=6000, lr=1e-3, cooldown=1500),
         0.43,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
     ),

@@ -13,12 +13,13 @@ from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import training_loss
 from spatext_lab.scene import Scene
+from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.reco.views import examples
+from spatext_lab.training.recipes.reco.views import Stages, examples
 
-BATCH = 16
+BATCH = 32
 # Without the caption, boxes and their texts must be read; our choice. Grounding is dropped as in
 # the released code, so that guidance has a null.
 DROP_CAPTION, DROP_GROUNDING = 0.5, 0.1
@@ -45,7 +46,7 @@ def make(
     torch.manual_seed(plan.seed)
     model = GligenPipeline.from_base(zoo.folder(base, "text-to-image")).to(device_of(device))
     views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
-    pool = cache.build(views, total, model.vae)
+    pool = cache.build(views, total, model.vae, halves=isinstance(model.unet, PocketUNet))
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(max_objects=max(most, LEAST_OBJECTS))
     return fine_tune(model, pool, plan, phrase, batch)
@@ -56,13 +57,13 @@ def fine_tune(
 ) -> Job:
     """The job of training gated layers, from a cache of images and their scenes."""
     denoiser, scheduler = GroundedDenoiser(model.unet), model.scheduler
+    stages = Stages(pool)
     for name, weight in model.unet.named_parameters():
         weight.requires_grad_(is_gated(name))
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pool.latents), (batch,), generator=generator)
+        index, x_0 = stages.draw(step, batch, generator)
         condition = model.condition(draw_scenes(pool, index, generator))
-        x_0 = pool.latents[index]
         noise, t = cache.draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)

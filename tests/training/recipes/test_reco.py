@@ -97,7 +97,7 @@ def test_a_written_variant_reads_the_boxes_in_the_caption(variant, caption):
     hook = encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     loss_of(job, 3)
     hook.remove()
-    found = list(views.pocket_views(views.SCENES, views.PER_SKILL, 64, PLAN.seed))
+    found = list(views.pocket_views(views.LARGE, views.SCENES, views.PER_SKILL, 64, PLAN.seed))
     captions, scenes = [each.captions for each in found], [each.scene for each in found]
     pool = cache.Cache(torch.zeros(len(found), 1, 1, 1), captions, scenes)
     generator = torch.Generator().manual_seed(3)
@@ -121,17 +121,17 @@ def pocket_pool() -> cache.Cache:
 
 
 def test_captions_and_regions_are_dropped_with_their_probabilities():
-    """Three draws per image: both are gone in 0.1 + 0.9 x 0.1 ^ 2, one alone in 0.9 ^ 2 x 0.1."""
+    """Three draws per image: both are gone in 0.1 + 0.9 x 0.5 x 0.1 of them."""
     pool, n = pocket_pool(), 12_000
     index = torch.arange(12).repeat(n // 12)
     scenes = reco.draw_scenes(pool, index, torch.Generator().manual_seed(0))
     gone = Counter((not scene.caption, not scene.regions) for scene in scenes)
-    p = reco.DROP
+    p, c = reco.DROP, reco.DROP_CAPTION
     for case, want in {
-        (True, True): p + (1 - p) * p * p,
-        (True, False): (1 - p) * p * (1 - p),
-        (False, True): (1 - p) * p * (1 - p),
-        (False, False): (1 - p) ** 3,
+        (True, True): p + (1 - p) * c * p,
+        (True, False): (1 - p) * c * (1 - p),
+        (False, True): (1 - p) * (1 - c) * p,
+        (False, False): (1 - p) * (1 - c) * (1 - p),
     }.items():
         deviation = math.sqrt(want * (1 - want) / n)
         assert gone[case] / n == pytest.approx(want, abs=4 * deviation)
@@ -181,6 +181,21 @@ def test_boxes_thinner_than_a_bin_are_dropped(root, capsys):
     assert torch.isfinite(loss_of(reco.make(PLAN, "cpu", bins=3)))
 
 
+def test_most_steps_have_no_more_padding_than_their_longest_sequence(monkeypatch):
+    """The sequences of two equal steps, with all padding and with what the longest needs."""
+    job, seen = reco.make(PLAN, "cpu", bins=64), []
+    job.module["text_encoder"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for fraction in (1, 0):
+        monkeypatch.setattr(reco, "FULL_LENGTH", fraction)
+        loss_of(job, 3)
+    full, short = seen
+    n, pad = short.shape[1], full[-1, -1]
+    assert full.shape[1] == 154 > n
+    assert torch.equal(full[:, :n], short)
+    assert (full[:, n:] == pad).all()
+    assert (full[:, n - 2] != pad).any()  # the last token of the longest is its end
+
+
 # --- the loss -------------------------------------------------------------------------------------
 
 
@@ -204,11 +219,12 @@ def test_the_loss_is_that_of_the_token_sequences(root):
     """With the step's own random numbers drawn again by hand, and the network called by hand."""
     job = reco.make(PLAN, "cpu", base=str(root / "reco"))
     model = ReCoPipeline.from_pretrained(root / "reco")
-    found = list(views.pocket_views(views.SCENES, views.PER_SKILL, 64, PLAN.seed))
+    found = list(views.pocket_views(views.LARGE, views.SCENES, views.PER_SKILL, 64, PLAN.seed))
     pool = cache.build(found, len(found), model.vae)
     generator = torch.Generator().manual_seed(3)
     index = torch.randint(len(pool), (reco.BATCH,), generator=generator)
     scenes = reco.draw_scenes(pool, index, generator)
+    torch.rand((), generator=generator)  # whether the sequences keep all of their padding
     noise = torch.randn(pool.latents[index].shape, generator=generator)
     t = torch.randint(1000, (reco.BATCH,), generator=generator)
     alpha = model.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)

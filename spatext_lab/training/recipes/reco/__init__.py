@@ -24,13 +24,14 @@ from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco.start import build_model
 from spatext_lab.training.recipes.reco.views import MOST_REGIONS, Stages, examples
 
-BATCH = 32
+BATCH = 64
 # Most of a sequence is padding. On the CPU this fraction of the steps has all of it, as sampling
 # has; the others have what their longest sequence needs.
 FULL_LENGTH = 1 / 8
-# Caption, regions, or both dropped, so that guidance has a null and each can be alone. The released
-# code drops nothing: its guidance relies on Stable Diffusion's own.
-DROP = 0.1
+# Regions, or all, dropped, so that guidance has a null; and the caption, without which the boxes
+# and their texts must be read. The released code drops nothing: its guidance relies on Stable
+# Diffusion's own.
+DROP, DROP_CAPTION = 0.1, 0.5
 
 
 def make(
@@ -134,12 +135,13 @@ def fine_tune(
 def draw_scenes(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
     """The scenes of a training step: a caption each and the regions in random order, some dropped.
 
-    Three independent decisions per image, p = DROP each: drop the caption, the regions, both.
+    Three independent decisions per image: drop the caption (p = DROP_CAPTION), the regions, both
+    (p = DROP each).
     """
     captions = pool.draw_captions(index, generator)
-    scenes = []
+    scenes, chances = [], torch.tensor([DROP_CAPTION, DROP, DROP])
     for i, caption in zip(index.tolist(), captions, strict=True):
-        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < DROP
+        no_caption, no_regions, nothing = torch.rand(3, generator=generator) < chances
         regions = pool.scenes[i].regions
         order = torch.randperm(len(regions), generator=generator)[:MOST_REGIONS].tolist()
         kept = () if no_regions or nothing else [regions[k] for k in order]

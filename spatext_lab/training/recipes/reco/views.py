@@ -21,38 +21,50 @@ from spatext_lab.datasets.pocket.world import PocketItem, composed
 from spatext_lab.scene import Region, Scene
 from spatext_lab.training import cache
 
-LARGE, SCENES, PER_SKILL = 12_000, 16_000, 4_000
-SMALL_STEPS = 600  # of the first stage
+LARGE, SCENES, PER_SKILL = 20_000, 12_000, 3_000
+# Before the first of these steps all views show one large object, before the second large ones
+# alone; both at half the resolution.
+ONE_STEPS, SMALL_STEPS = 100_000, 100_000
+LARGE_AREA = 1 / 16  # of the image, at least, that a large object's box covers
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
 # ReCo takes 20 boxes of an image at most; the context length is the tighter limit.
 MOST_REGIONS = 20
 
 
 class Stages:
-    """Which views a training step has: one large object first, then whole scenes.
+    """Which views a training step has: one large object, several, then whole scenes.
 
     A box first has an effect where its object fills much of the image and where nobody has to tell
-    which of several boxes is whose. So the first SMALL_STEPS steps have views with one box, at half
-    the resolution; then come all views, one step of four at half the resolution. On whole scenes
-    from the start the pocket model did not learn boxes at all. A cache without half latents has no
-    stages.
+    which of several boxes is whose. So the first steps have views with one large box, at half the
+    resolution; the next ones several; then come all views, one step of four at half the resolution.
+    On whole scenes from the start the pocket model did not learn boxes at all. A cache without half
+    latents has one stage, the last.
     """
 
     def __init__(self, pool: cache.Cache) -> None:
         self.pool = pool
-        one = [i for i, scene in enumerate(pool.scenes) if len(scene.regions) == 1]
-        self.one, self.all = torch.tensor(one), torch.arange(len(pool))
+        smallest = [_smallest(scene) for scene in pool.scenes]
+        large = [i for i, area in enumerate(smallest) if area >= LARGE_AREA]
+        one = [i for i in large if len(pool.scenes[i].regions) == 1]
+        self.one, self.large, self.all = map(torch.tensor, (one, large, range(len(pool))))
 
     def draw(
         self, step: int, batch: int, generator: torch.Generator
     ) -> tuple[Int[Tensor, "b"], Float[Tensor, "b c h w"]]:
         """The indices of a step's views, uniformly at random, and their latents."""
         staged = self.pool.half_latents is not None
-        first = staged and step < SMALL_STEPS and len(self.one)
-        known = self.one if first else self.all
+        known = self.one if step < ONE_STEPS else self.large if step < SMALL_STEPS else self.all
+        if not (staged and len(known)):
+            known = self.all
+        small = staged and (step < SMALL_STEPS or step % 4 == 0)
         index = known[torch.randint(len(known), (batch,), generator=generator)]
-        small = first or (staged and step % 4 == 0)
         return index, (self.pool.half_latents if small else self.pool.latents)[index]
+
+
+def _smallest(scene: Scene) -> float:
+    """The area of a scene's smallest box, as a fraction of the image; 0 where it has none."""
+    boxes = (region.box for region in scene.regions)
+    return min(((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes), default=0.0)
 
 
 def examples(
