@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_captions_and_objects(root, seed):
     """With the step's own random numbers drawn again by hand, and the network called by hand."""
     job = gligen.make(PLAN, "cpu")
     model = GligenPipeline.from_pretrained(root / "gligen")
-    found = list(views.pocket_views(views.SCENES, views.PER_SKILL, 64, PLAN.seed))
+    found = list(views.pocket_views(views.LARGE, views.SCENES, views.PER_SKILL, 64, PLAN.seed))
     pool = cache.build(found, len(found), model.vae)
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(pool), (gligen.BATCH,), generator=generator)

@@ -233,5 +233,5 @@ def test_the_loss_is_that_of_the_token_sequences(root):
         x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
         v = model.unet(x_t, t, encoder_hidden_states=text).sample
         want = (v - (alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)).square().mean()
-        for each in (job, reco.fine_tune(model, pool, PLAN, "the same views")):
+        for each in (job, reco.fine_tune(model, pool, PLAN, "the same views", batch=4)):
             assert_close(loss_of(each, 3), want, atol=1e-4, rtol=1e-4)

@@ -24,7 +24,7 @@ from spatext_lab.training import cache
 LARGE, SCENES, PER_SKILL = 20_000, 12_000, 3_000
 # Before the first of these steps all views show one large object, before the second large ones
 # alone; both at half the resolution.
-ONE_STEPS, SMALL_STEPS = 100_000, 100_000
+ONE_STEPS, SMALL_STEPS = 1000, 1800
 LARGE_AREA = 1 / 16  # of the image, at least, that a large object's box covers
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
 # ReCo takes 20 boxes of an image at most; the context length is the tighter limit.
