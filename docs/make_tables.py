@@ -76,7 +76,7 @@ TABLES = {
             "**ReCo**": "ReCo, as shipped",
             "the same network, caption alone": "ReCo, caption alone",
             "text-to-image, caption alone": "text-to-image",
-            **{NAMES[folder]: NAMES[folder] for folder in ("reco-short", "reco-words")},
+            **{NAMES[folder]: NAMES[folder] for folder in ("reco-digits", "reco-words")},
         },
     ),
 }

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReCo's tables: layouts to images, skills, number of bins, initial embeddings of new tokens.
 
-The rows of VARIANTS, BINS and INITS are trained for the tables, all alike, from the text-to-image
-base itself, with --variant, --bins or --init as NAME says:
+The rows of VARIANTS, BINS and INITS are trained for the tables as the shipped ReCo was, by the
+recipe's own plan from the text-to-image model, with --variant, --bins or --init as NAME says:
 
-    spatext-lab train reco --base data/pocket/text-to-image --steps 3000 --out DIR/reco-NAME
+    spatext-lab train reco --out DIR/reco-NAME
 
-reco-short, reco-bins-128 and reco-init-smooth are one model. Of each init there is another one of
-200 steps, reco-init-INIT-200.
+reco-bins-128 and reco-init-smooth are the shipped ReCo. Of each init there is another one of 200
+steps, reco-init-INIT-200.
 """
 
 import json
@@ -34,17 +34,12 @@ ROWS = {
     "autoencoder": "true images, decoded",
     "true": "true images",
 }
-STEPS = 3000  # of every row that is trained for the tables
 # (name of the folder, name of the row, method that samples with it)
-VARIANTS = tuple(
-    (folder, f"{name}, {STEPS:,} steps", method)
-    for folder, name, method in (
-        ("reco-short", "ReCo", "reco"),
-        ("reco-contrastive", "ReCo with a contrastive loss", "reco"),
-        ("reco-after", "position embeddings after the text encoder", "reco"),
-        ("reco-words", "positional words", "words"),
-        ("reco-digits", "coordinates as digits", "digits"),
-    )
+VARIANTS = (
+    ("reco-contrastive", "ReCo with a contrastive loss", "reco"),
+    ("reco-after", "position embeddings after the text encoder", "reco"),
+    ("reco-words", "positional words", "words"),
+    ("reco-digits", "coordinates as digits", "digits"),
 )
 # the folder of the card with a method's number of training steps
 PARTS = {"reco": "reco", "reco-caption": "reco", "text": "text-to-image"}
