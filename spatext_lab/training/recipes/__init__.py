@@ -117,7 +117,7 @@ RECIPES = {
     "reco": Recipe(
         "reco",
         Plan(steps=8000, lr=1e-3, cooldown=1000),
-        0.5,
+        1.2,
         "generates pocket scenes: a caption, and texts for boxes",
     ),
     "gligen": Recipe(
