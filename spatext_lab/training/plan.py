@@ -21,8 +21,8 @@ class Plan:
     steps: int  # optimiser steps
     lr: float  # the highest learning rate
     warmup: int = 100  # steps of linear warm-up
-    # Last steps, in which a constant rate falls to zero; None for half a cosine over the whole run.
-    # Under a constant rate a run can be made shorter or longer while it runs.
+    # Last steps, at most half of all, in which a constant rate falls to zero; None for half a
+    # cosine over all. Under a constant rate a run can be made shorter or longer while it runs.
     cooldown: int | None = None
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # maximum norm of the gradient
@@ -42,7 +42,8 @@ class Plan:
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
         if self.cooldown is None:
             return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.lr * warm * min(1.0, (self.steps - step) / self.cooldown)
+        last = max(min(self.cooldown, self.steps // 2), 1)
+        return self.lr * warm * min(1.0, (self.steps - step) / last)
 
 
 def cores() -> int:

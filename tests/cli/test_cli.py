@@ -539,7 +539,7 @@ def test_a_recipe_reads_an_own_export_when_all_licences_are_allowed(
     assert "own passes, of 2: 2 x no licence in its record" in one_line(capsys)
     built = []
 
-    def build(examples, total, *parts):
+    def build(examples, total, *parts, **more):
         built.append(total)
         raise KeyboardInterrupt
 

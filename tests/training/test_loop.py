@@ -54,6 +54,8 @@ def test_a_constant_rate_that_cools_down_in_closed_form():
     # a longer run has the same rates until the shorter one cools down
     longer = Plan(steps=500, lr=2.0, warmup=10, cooldown=20)
     assert [plan.rate(step) for step in range(81)] == [longer.rate(step) for step in range(81)]
+    short = Plan(steps=10, lr=2.0, warmup=1, cooldown=20)  # of a short run the last half
+    assert [short.rate(step) for step in (0, 5, 6, 9)] == pytest.approx([2, 2, 1.6, 0.4])
 
 
 # --- a step ---------------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ def fine_tune(
 
     both = torch.nn.ModuleDict({"unet": model.unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
-    return Job(both, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+    save = lambda folder: save_model(model, folder)  # noqa: E731
+    return Job(both, loss_at, save, plan, phrase, [model.unet, model.text_encoder])
 
 
 def draw_scenes(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
