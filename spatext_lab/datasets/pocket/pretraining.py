@@ -119,7 +119,7 @@ def _anywhere(rng: Random, look: Look, side: int) -> Placed:
 
 
 def _rendered(rng: Random, placed: Sequence[Placed], located: bool = True) -> View:
-    """The objects before a random backdrop, with captions of every kind."""
+    """The objects in front of a random backdrop, with captions of every kind."""
     backdrop = rng.choice(tuple(BACKDROPS))
     image, owner, _ = draw(rng, backdrop, lambda: placed)
     looks = [thing.look for thing in placed]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pocket world: 64 x 64 images rendered from a seed, whose truth is known at every pixel.
 
-One to four objects stand before a backdrop of two segments, so every pixel belongs to a segment
+One to four objects stand in front of two segments of backdrop, so every pixel is in a segment
 with a free-form text (a panoptic segmentation, as COCO has). Item *k* of a split is the same on
 every machine. A fifth of the (kind, colour, pattern) combinations is held out of training.
 """
@@ -292,7 +292,7 @@ def pocket_item(split: str, index: int, seed: int = 0) -> PocketItem:
 def composed(
     rng: Random, split: str, index: int, place: Callable[[], Sequence[Placed]]
 ) -> PocketItem:
-    """An item of any objects before a random backdrop, with texts and captions.
+    """An item of any objects in front of a random backdrop, with texts and captions.
 
     Args:
         rng: chooses everything but the objects.
