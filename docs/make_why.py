@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from spatext_lab import zoo
@@ -36,12 +37,9 @@ def main() -> None:
         figure.axes[0].set_title(name)
         panels.append(to_image(figure))
         forget(model)
-    both = panels[0].copy().resize((sum(p.width for p in panels), panels[0].height))
-    for k, panel in enumerate(panels):
-        both.paste(panel, (k * panels[0].width, 0))
     alt = "Loss against timestep for the shipped ReCo, whose lines are far apart, and for the same "
     alt += "model with untrained position tokens: own boxes and another image's are one line"
-    save(both, Path(__file__).with_name("why.png"), alt)
+    save(np.hstack(panels), Path(__file__).with_name("why.png"), alt)
 
 
 if __name__ == "__main__":

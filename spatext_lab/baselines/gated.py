@@ -112,7 +112,7 @@ class GroundedDenoiser(UNetDenoiser):
     ) -> Float[Tensor, "b c h w"]:
         """The prediction for x_t, in x_t's precision; without grounding where `objects` is None."""
         unet, objects = self.unet, condition.objects
-        if objects is None or (self.first > 0 and t[0] < self.first):
+        if objects is None or t[0] < self.first:
             return super().__call__(x_t, t, condition)
         present, boxes, texts = objects.to(self.dtype).tensor_split([1, 5], dim=2)
         grounding = {"boxes": boxes, "masks": present[..., 0], "positive_embeddings": texts}
