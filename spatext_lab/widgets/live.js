@@ -8,12 +8,12 @@ class LiveView {
     this.model = model;
     this.root = node("section", "sx sx-live", { "aria-label": "The image" });
     this.image = node("img", "", { alt: "", hidden: "" });
-    this.hint = node("p", "", {}, "Paint a scene, then draw it");
+    this.hint = node("p", "", {}, "Paint a scene, then generate its image");
     this.bar = node("progress", "", { max: 1, value: 0, "aria-label": "Steps done" });
     this.status = node("div", "sx-status", { role: "status", "aria-live": "polite" });
-    this.drawButton = button("Draw the scene", () => this.draw(), "Draw it");
-    this.drawButton.classList.add("sx-main");
-    this.stopButton = button("Stop drawing", () => this.kernel.ask({ stop: true }), "Stop");
+    this.generateButton = button("Generate the image", () => this.generate(), "Generate");
+    this.generateButton.classList.add("sx-main");
+    this.stopButton = button("Stop generating", () => this.kernel.ask({ stop: true }), "Stop");
     const names = model.get("methods").map(({ name }) => name);
     [this.methodRow, this.pressMethod] = choice("Method", names, (method) => this.set({ method }));
     this.root.append(
@@ -21,7 +21,7 @@ class LiveView {
       this.bar,
       this.methodRow,
       this.buildSettings(),
-      node("div", "sx-row", {}, this.drawButton, this.stopButton),
+      node("div", "sx-row", {}, this.generateButton, this.stopButton),
       this.status,
     );
     keepKeys(this.root);
@@ -66,15 +66,15 @@ class LiveView {
     this.refresh();
   }
 
-  draw() {
+  generate() {
     this.bar.value = 0;
-    this.draws();
-    this.kernel.ask({ draw: true });
+    this.generates();
+    this.kernel.ask({ generate: true });
   }
 
-  draws() {
+  generates() {
     this.busy(true);
-    this.say("Drawing");
+    this.say("Generating");
   }
 
   busy(is) {
@@ -87,14 +87,14 @@ class LiveView {
     this.status.textContent = words;
   }
 
-  // Nothing is known of a drawing under way; should a step of it come, it goes on.
+  // Nothing is known of an image under way; should a step of it come, it goes on.
   silent(words) {
     this.busy(false);
     this.say(words);
   }
 
   heard(message, buffers) {
-    if ((message.working || message.done) && !this.kernel.working) this.draws();
+    if ((message.working || message.done) && !this.kernel.working) this.generates();
     if (message.working) return;
     if (message.done) {
       this.bar.value = message.done / message.steps;
@@ -103,8 +103,8 @@ class LiveView {
     }
     const lost = "working" in message && this.kernel.working;
     this.busy(false);
-    if (lost) this.say("Not drawn: the kernel stopped without a word");
-    if (message.problem) this.say(`Not drawn: ${message.problem}`);
+    if (lost) this.say("Not generated: the kernel stopped without a word");
+    if (message.problem) this.say(`Not generated: ${message.problem}`);
     if (message.stopped) this.say("Stopped");
     if (message.finished) {
       this.image.alt = this.model.get("alt");

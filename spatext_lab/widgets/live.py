@@ -4,7 +4,7 @@
     live = Live(Painter(), {"SpaText": spatext, "text": text})
     live.beside()            # shows painter and image side by side
 
-In code, `live.draw()` returns the image. Sampling runs in its own thread, so that
+In code, `live.generate()` returns the image. Sampling runs in its own thread, so that
 the notebook stays free, and can be stopped between two steps.
 """
 
@@ -128,7 +128,7 @@ class Live(anywidget.AnyWidget):
         settings = (self.seed, self.steps, self.guidance_scale, scale)
         return Request(self.painter.scene, self.method, *settings)
 
-    def draw(self) -> Image.Image:
+    def generate(self) -> Image.Image:
         """Sample the scene as the button does, and return the image when it is finished."""
         request = self.request
         for _ in self._frames(request, threading.Event()):
@@ -173,7 +173,7 @@ class Live(anywidget.AnyWidget):
         if "ping" in message:
             return self.send({"working": not self._answered.is_set()})
         self._stop.set()
-        if "draw" in message:
+        if "generate" in message:
             try:
                 request = self.request
             except Exception as error:  # the page shows every error
@@ -218,4 +218,4 @@ def _problem(error: BaseException) -> str:
     text = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     if isinstance(error, ValueError):
         return text
-    return f"{type(error).__name__}: {text}".removesuffix(": ") + "; live.draw() shows where"
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + "; live.generate() shows where"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first chapter as a student meets it: open, run all cells, paint, draw."""
+"""The first chapter as a student meets it: open, run all cells, paint, generate."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ def test_all_cells_run_and_the_widgets_answer(lab):
         sheet.scroll_into_view_if_needed()
         sheet.click(position={"x": 200, "y": 40})
         notebook.becomes(f"painter.label_map.tolist() != {before.tolist()}", True)
-        live.get_by_role("button", name="Draw the scene").click()
+        live.get_by_role("button", name="Generate the image").click()
         live.get_by_text("Done", exact=True).wait_for()
-        same = "(live.draw() == live.pipelines['SpaText'](painter.scene, seed=0).images[0])"
+        same = "(live.generate() == live.pipelines['SpaText'](painter.scene, seed=0).images[0])"
         assert notebook.python(same)
         assert notebook.troubles == []

@@ -42,29 +42,29 @@ def api(lab, method: str, path: str):
 
 
 def idle(page) -> bool:
-    """Whether nothing on the page pretends to be drawing."""
-    stop = page.get_by_role("button", name="Stop drawing").is_disabled()
+    """Whether nothing on the page pretends to be generating."""
+    stop = page.get_by_role("button", name="Stop generating").is_disabled()
     return stop and page.locator(".sx-live").get_attribute("aria-busy") == "false"
 
 
-def draw(page) -> None:
-    page.get_by_role("button", name="Draw the scene").click()
+def generate(page) -> None:
+    page.get_by_role("button", name="Generate the image").click()
 
 
-def test_an_error_is_shown_and_the_next_image_is_drawn(page, notebook):
+def test_an_error_is_shown_and_the_next_image_is_generated(page, notebook):
     notebook.python("setattr(toy, 'error', RuntimeError('CUDA out of memory'))")
-    draw(page)
-    page.get_by_text("Not drawn: RuntimeError: CUDA out of memory").wait_for()
+    generate(page)
+    page.get_by_text("Not generated: RuntimeError: CUDA out of memory").wait_for()
     assert idle(page)
     notebook.python("setattr(toy, 'error', None)")
-    draw(page)
+    generate(page)
     page.get_by_text("Done", exact=True).wait_for()
     assert idle(page)
 
 
-def test_a_busy_kernel_is_told_and_draws_when_it_is_free(page, notebook):
+def test_a_busy_kernel_is_told_and_generates_when_it_is_free(page, notebook):
     notebook.kernel.execute("time.sleep(9)", silent=True)
-    draw(page)
+    generate(page)
     page.get_by_text("No answer yet: the kernel is busy").wait_for()
     assert idle(page)
     page.get_by_text("Done", exact=True).wait_for(timeout=60_000)
@@ -72,9 +72,9 @@ def test_a_busy_kernel_is_told_and_draws_when_it_is_free(page, notebook):
 
 def test_a_slow_step_is_no_dead_kernel(page, notebook):
     notebook.python("[setattr(toy, 'pause', 7), setattr(live, 'steps', 2)]")
-    draw(page)
+    generate(page)
     page.wait_for_timeout(13_000)
-    assert page.locator(".sx-live .sx-status").inner_text() == "Drawing"
+    assert page.locator(".sx-live .sx-status").inner_text() == "Generating"
     page.get_by_text("Done", exact=True).wait_for(timeout=60_000)
 
 
@@ -115,7 +115,7 @@ def test_the_pages_keys_reach_the_page(page, lab, where):
 @pytest.mark.parametrize("how", ["restarted", "killed", "stopped"])
 def test_a_kernel_that_has_gone_is_told(page, notebook, lab, how):
     notebook.python("[setattr(toy, 'pause', 3600)]")
-    draw(page)
+    generate(page)
     page.wait_for_function("document.querySelector('.sx-live').ariaBusy === 'true'")
     kernel = Path(notebook.kernel.connection_file).stem.removeprefix("kernel-")
     if how == "restarted":
@@ -134,7 +134,7 @@ def test_a_kernel_that_has_gone_is_told(page, notebook, lab, how):
     assert idle(page)
     if page.locator(".jp-Dialog").is_visible():
         page.keyboard.press("Escape")
-    draw(page)
+    generate(page)
     page.wait_for_timeout(6_000)
     assert idle(page)
     for _ in range(0 if how == "stopped" else 30):

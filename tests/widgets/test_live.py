@@ -94,7 +94,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [None, 3.0])
-def test_it_draws_what_the_pipeline_draws(spatext, scale):
+def test_it_generates_what_the_pipeline_does(spatext, scale):
     live = Seen(Painter(SCENE), {"SpaText": spatext})
     live.seed, live.steps, live.guidance_scale, live.region_guidance_scale = 5, 3, 1.5, scale
     want = np.asarray(
@@ -106,7 +106,7 @@ def test_it_draws_what_the_pipeline_draws(spatext, scale):
             region_guidance_scale=scale,
         ).images[0]
     )
-    live.press("draw")
+    live.press("generate")
     *steps, last = live.wait()
     assert [step["done"] for step in steps] == [1, 2, 3]
     assert last == {"finished": True, "notes": []}
@@ -116,16 +116,16 @@ def test_it_draws_what_the_pipeline_draws(spatext, scale):
 
 def test_code_and_button_agree(spatext):
     button, code = (Seen(Painter(SCENE), {"SpaText": spatext}) for _ in range(2))
-    button.press("draw")
+    button.press("generate")
     button.wait()
-    assert np.array_equal(np.asarray(code.draw()), pixels(button.image))
+    assert np.array_equal(np.asarray(code.generate()), pixels(button.image))
     assert bytes(code.image) == bytes(button.image)
     assert code.alt == button.alt
     assert "a red ball" in code.alt
 
 
 def test_the_file_says_how_it_was_made(live):
-    live.draw()
+    live.generate()
     about = Image.open(io.BytesIO(live.image)).text
     made = json.loads(about["Parameters"])
     assert Scene.from_json(made.pop("scene")) == SCENE
@@ -134,33 +134,33 @@ def test_the_file_says_how_it_was_made(live):
 
 
 def test_an_equal_request_is_not_sampled_twice(live, toy):
-    live.draw()
+    live.generate()
     count = len(toy.drawn)
-    live.press("draw")
+    live.press("generate")
     assert live.wait()[-1]["finished"]
     assert len(toy.drawn) == count
     live.seed = 1
-    live.draw()
+    live.generate()
     assert len(toy.drawn) == 2 * count
     live.painter.caption = "another"
-    live.draw()
+    live.generate()
     assert len(toy.drawn) == 3 * count
     live.steps = 1
     for live.seed in range(100, 101 + KEPT):
-        live.draw()
+        live.generate()
     assert len(live._finished) == KEPT
 
 
 def test_a_stop_comes_between_two_steps(live, toy):
     toy.go.clear()
-    live.press("draw")
+    live.press("generate")
     toy.at.acquire()  # it is within the first step
     live.press("stop")
     toy.go.set()
     assert live.wait()[-1] == {"stopped": True}
     assert len(toy.drawn) == 1
     assert not live.image
-    live.press("draw")  # what was broken off is not remembered as finished
+    live.press("generate")  # what was broken off is not remembered as finished
     assert live.wait()[-1]["finished"]
     assert len(toy.drawn) == 1 + live.steps
 
@@ -178,13 +178,13 @@ def test_sampling_has_few_threads_until_it_ends_or_is_stopped(live, toy, monkeyp
             seen.append(len(toy.drawn))
 
     monkeypatch.setattr("spatext_lab.widgets.live.few_threads", few_threads)
-    live.draw()
+    live.generate()
     assert seen == [0, live.steps]
     toy.go.clear()
     live.seed = 1
     while toy.at.acquire(blocking=False):  # those of the first image
         pass
-    live.press("draw")
+    live.press("generate")
     toy.at.acquire()
     live.press("stop")
     toy.go.set()
@@ -194,10 +194,10 @@ def test_sampling_has_few_threads_until_it_ends_or_is_stopped(live, toy, monkeyp
 
 def test_a_second_request_ends_the_first(live, toy):
     toy.go.clear()
-    live.press("draw")
+    live.press("generate")
     toy.at.acquire()
     live.seed = 7
-    live.press("draw")
+    live.press("generate")
     assert not toy.at.acquire(timeout=0.3)  # the second has not begun
     toy.go.set()
     assert live.wait()[-1]["finished"]
@@ -207,7 +207,7 @@ def test_a_second_request_ends_the_first(live, toy):
 
 def test_a_problem_is_told(live):
     live.seed = 13
-    live.press("draw")
+    live.press("generate")
     assert live.wait() == [{"problem": "seed 13 is unlucky: take another"}]
 
 
@@ -221,21 +221,21 @@ def test_every_error_reaches_the_page(live, toy, monkeypatch, error, where):
         monkeypatch.setattr(Painter, "scene", property(fail))
     else:
         monkeypatch.setattr(toy, where, fail)
-    live.press("draw")
+    live.press("generate")
     if where != "scene":
         live.wait()
     ((answer, _),) = live.sent
     text = " ".join(str(error).split())
-    assert answer == {"problem": f"{type(error).__name__}: {text}; live.draw() shows where"}
+    assert answer == {"problem": f"{type(error).__name__}: {text}; live.generate() shows where"}
     live.sent.clear()
     monkeypatch.undo()
-    live.press("draw")
+    live.press("generate")
     assert live.wait()[-1]["finished"]
 
 
 def test_an_end_of_the_process_reaches_the_page_too(live, toy, monkeypatch):
     monkeypatch.setattr(toy, "decode", lambda _: exit("no more"))
-    live.press("draw")
+    live.press("generate")
     assert live.wait()[-1]["problem"].startswith("SystemExit: no more")
 
 
@@ -244,7 +244,7 @@ def test_a_long_error_is_truncated(live, toy, monkeypatch):
         raise ValueError("x" * 10_000)
 
     monkeypatch.setattr(toy, "stream", fail)
-    live.press("draw")
+    live.press("generate")
     assert live.wait() == [{"problem": "x" * 300 + "…"}]
 
 
@@ -252,7 +252,7 @@ def test_the_page_can_ask_whether_it_works(live, toy):
     live.press("ping")
     assert live.sent.pop() == ({"working": False}, None)
     toy.go.clear()
-    live.press("draw")
+    live.press("generate")
     toy.at.acquire()
     live.press("ping")
     assert live.sent.pop() == ({"working": True}, None)
@@ -267,7 +267,7 @@ def test_two_at_once_hear_their_own_warnings(toy):
     lives[1].seed = 98
     for live, pipeline in zip(lives, (toy, other), strict=True):
         pipeline.go.clear()
-        live.press("draw")
+        live.press("generate")
         pipeline.at.acquire()
     for live, pipeline in zip(lives[::-1], (other, toy), strict=True):
         pipeline.go.set()
@@ -279,7 +279,7 @@ def test_two_at_once_hear_their_own_warnings(toy):
 
 def test_a_warning_is_told(live):
     live.seed = 98
-    live.press("draw")
+    live.press("generate")
     assert live.wait()[-1] == {"finished": True, "notes": ["seed 98 is large"]}
 
 
@@ -313,13 +313,13 @@ def test_side_by_side(live):
     assert live.beside().children == (live.painter, live)
 
 
-def test_reco_draws_too(folder, spatext):
+def test_reco_too(folder, spatext):
     encoder, tokenizer = grow(spatext.text_encoder, spatext.tokenizer, 16, 77)
     unet = TextToImagePipeline.from_pretrained(folder / "text-to-image").unet
     reco = ReCoPipeline(unet, spatext.vae, encoder, tokenizer, spatext.scheduler)
     live = Live(Painter(SCENE), {"SpaText": spatext, "ReCo": reco})
     live.method, live.steps, live.region_guidance_scale = "ReCo", 2, 3.0
-    assert np.array_equal(live.draw(), reco(SCENE, seed=0, num_inference_steps=2).images[0])
+    assert np.array_equal(live.generate(), reco(SCENE, seed=0, num_inference_steps=2).images[0])
 
 
 def test_a_text_model_has_no_map(spatext):

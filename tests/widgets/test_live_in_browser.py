@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw it, in JupyterLab, with the shipped models: the picture forms, stops, is the right one."""
+"""Generate, in JupyterLab, with the shipped models: the image forms, stops, is the right one."""
 
 import pytest
 
@@ -59,12 +59,12 @@ def test_the_picture_forms_in_time(page, notebook):
 
 
 def test_another_method_gives_another_picture(page, notebook):
-    page.get_by_role("button", name="Draw the scene").click()
+    page.get_by_role("button", name="Generate the image").click()
     page.get_by_text("Done", exact=True).wait_for()
     first = notebook.python("bytes(live.image).hex()")
     page.get_by_role("button", name="text", exact=True).click()
     assert page.get_by_text("The map has a scale of its own").is_hidden()
-    page.get_by_role("button", name="Draw the scene").click()
+    page.get_by_role("button", name="Generate the image").click()
     notebook.becomes(f"bytes(live.image).hex() != {first!r} and live.method", "text")
 
 
@@ -79,19 +79,19 @@ def test_a_scale_for_the_map(page, notebook):
 def test_it_can_be_stopped(page, notebook):
     page.get_by_role("slider", name="Steps").fill("50")
     notebook.becomes("live.steps", 50)
-    page.get_by_role("button", name="Draw the scene").click()
+    page.get_by_role("button", name="Generate the image").click()
     page.locator(".sx-picture img[src]").wait_for()
-    page.get_by_role("button", name="Stop drawing").click()
+    page.get_by_role("button", name="Stop generating").click()
     page.get_by_text("Stopped", exact=True).wait_for()
     assert notebook.python("len(live.image)") == 0
-    assert page.get_by_role("button", name="Stop drawing").is_disabled()
+    assert page.get_by_role("button", name="Stop generating").is_disabled()
 
 
-def test_the_notebook_stays_free_while_it_draws(page, notebook):
+def test_the_notebook_stays_free_while_it_generates(page, notebook):
     page.get_by_role("slider", name="Steps").fill("50")
     notebook.becomes("live.steps", 50)
-    page.get_by_role("button", name="Draw the scene").click()
+    page.get_by_role("button", name="Generate the image").click()
     page.locator(".sx-picture img[src]").wait_for()
     assert notebook.python("[live._thread.is_alive(), 1 + 1]") == [True, 2]
-    page.get_by_role("button", name="Stop drawing").click()
+    page.get_by_role("button", name="Stop generating").click()
     page.get_by_text("Stopped", exact=True).wait_for()
