@@ -52,7 +52,7 @@ class Trainer:
         # bfloat16 pays on a GPU; without special instructions a CPU is far slower with it.
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.module.to(self.accelerator.device)
-        groups = _groups(self.module, self.plan.slower)
+        groups = _groups(self.module, self.plan.rates)
         weights = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
@@ -97,15 +97,11 @@ class Trainer:
         self.module.eval()
 
 
-def _groups(module: torch.nn.Module, slower: dict[str, float]) -> list[dict]:
-    """The trained weights by their fraction of the rate, those at the full rate first."""
-    fractions = {
-        weight: fraction
-        for name, fraction in slower.items()
-        for weight in module.get_submodule(name).parameters()
-    }
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    return [
-        {"params": [w for w in trained if fractions.get(w, 1.0) == fraction], "fraction": fraction}
-        for fraction in sorted({fractions.get(w, 1.0) for w in trained}, reverse=True)
-    ]
+def _groups(module: torch.nn.Module, rates: dict[str, float]) -> list[dict]:
+    """The trained weights by their fraction of the rate, the highest first."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            fraction = next((rate for part, rate in rates.items() if part in name), 1.0)
+            groups.setdefault(fraction, []).append(weight)
+    return [{"params": groups[f], "fraction": f} for f in sorted(groups, reverse=True)]

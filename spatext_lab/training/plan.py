@@ -28,8 +28,8 @@ class Plan:
     clip_norm: float = 1.0  # maximum norm of the gradient
     ema_decay: float = 0.999  # of the moving average, at most; it warms up as (1 + i) / (10 + i)
     seed: int = 0
-    # children of the module that learn more slowly, with their fraction of the rate
-    slower: dict[str, float] = field(default_factory=dict)
+    # other rates, as fractions of `lr`, by a part of the weights' names
+    rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least, most in (("steps", 1, 10**9), ("seed", 0, LAST_SEED)):

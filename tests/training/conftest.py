@@ -53,6 +53,6 @@ def small(monkeypatch, root) -> None:
     monkeypatch.setattr(views, "PER_SKILL", 1)
     monkeypatch.setattr(views, "LARGE", 2)
     monkeypatch.setattr(reco, "FULL_LENGTH", 1)
-    monkeypatch.setattr(views, "ONE_STEPS", 1)
-    monkeypatch.setattr(views, "SMALL_STEPS", 2)
+    for module in (reco, gligen):
+        monkeypatch.setattr(module, "STAGES", (1, 2))
     monkeypatch.setattr(zoo, "_POCKETS", (root,))

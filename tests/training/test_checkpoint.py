@@ -106,7 +106,7 @@ def test_another_plan_is_refused(tmp_path, change):
 @pytest.mark.parametrize("steps", [12, 40])
 def test_under_a_constant_rate_a_run_can_be_made_shorter_or_longer(tmp_path, steps):
     """It is then, to the last bit, the run that had so many steps from the first."""
-    plan = replace(PLAN, cooldown=4, slower={"second": 0.5})
+    plan = replace(PLAN, cooldown=4, rates={"second": 0.5})
     checkpoint.save(run_to(trainer(plan), 8), tmp_path / "saved")
     other = replace(plan, steps=steps)
     again = trainer(other)

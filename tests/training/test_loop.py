@@ -106,13 +106,13 @@ def test_a_run_against_the_formulas(plan):
     assert not run.module.training
 
 
-def test_a_part_can_learn_more_slowly():
+def test_a_part_can_have_a_rate_of_its_own():
     """Adam's first step is the rate in each number, whatever the gradient's size."""
-    plan = Plan(steps=1, lr=0.02, warmup=0, weight_decay=0.0, slower={"second": 0.2})
+    plan = Plan(steps=1, lr=0.02, warmup=0, weight_decay=0.0, rates={"second": 0.2, "first": 1.5})
     run = trainer(plan)
     before = copy.deepcopy(run.module.state_dict())
     list(run.run())
-    for name, rate in {"first.weight": 0.02, "second.weight": 0.004, "second.bias": 0.004}.items():
+    for name, rate in {"first.weight": 0.03, "second.weight": 0.004, "second.bias": 0.004}.items():
         moved = (run.module.state_dict()[name] - before[name]).abs()
         assert_close(moved, torch.full_like(moved, rate), atol=1e-5, rtol=1e-3)
     assert {id(weight) for weight in run.weights} == {

@@ -88,7 +88,7 @@ RECIPES = {
             warmup=500,
             cooldown=3000,
             ema_decay=0.9995,
-            slower={"text_encoder": 0.2},
+            rates={"text_encoder": 0.2},
         ),
         0.65,
         "generates pocket images from captions; the base of SpaText and ReCo",
@@ -122,8 +122,9 @@ RECIPES = {
     ),
     "gligen": Recipe(
         "gligen",
-        Plan(steps=6000, lr=1e-3, cooldown=1500),
-        0.43,
+        # Until a gate opens, no gradient reaches the layers behind it: gates learn faster.
+        Plan(steps=6000, lr=2e-3, cooldown=1500, rates={"alpha": 5.0}),
+        0.95,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
     ),
     "update-mask": Recipe(

@@ -51,9 +51,7 @@ def area(region: Region) -> float:
     return (x1 - x0) * (y1 - y0)
 
 
-def test_stages_go_from_one_large_box_at_half_the_resolution_to_everything(monkeypatch):
-    monkeypatch.setattr(views, "ONE_STEPS", 3)
-    monkeypatch.setattr(views, "SMALL_STEPS", 6)
+def test_stages_go_from_one_large_box_at_half_the_resolution_to_everything():
     left, right = Region("a ball", box=(0, 0, 0.5, 1)), Region("a star", box=(0.5, 0, 1, 1))
     tiny = Region("a cup", box=(0.5, 0.5, 0.7, 0.8))  # 0.06 of the image
     regions = [(), (left,), (tiny,), (left, right), (left, tiny), (right,)]
@@ -61,7 +59,7 @@ def test_stages_go_from_one_large_box_at_half_the_resolution_to_everything(monke
     whole = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2)
     pool = cache.Cache(whole, [("c",)] * 6, scenes, half_latents=whole[:, :, :1, :1] + 100)
     generator = torch.Generator().manual_seed(0)
-    stages = views.Stages(pool)
+    stages = views.Stages(pool, (3, 6))
     for step in range(14):
         index, x_0 = stages.draw(step, 200, generator)
         want = {1, 5} if step < 3 else {1, 3, 5} if step < 6 else set(range(6))
@@ -69,10 +67,10 @@ def test_stages_go_from_one_large_box_at_half_the_resolution_to_everything(monke
         small = step < 6 or step in (8, 12)
         assert torch.equal(x_0, (pool.half_latents if small else pool.latents)[index])
     # without half latents, and where no image has a large box, all views are shown from the start
-    index, x_0 = views.Stages(replace(pool, half_latents=None)).draw(0, 200, generator)
+    index, x_0 = views.Stages(replace(pool, half_latents=None), (3, 6)).draw(0, 200, generator)
     assert set(index.tolist()) == set(range(6))
     assert torch.equal(x_0, whole[index])
-    none = views.Stages(replace(pool, scenes=[Scene("c", [tiny])] * 6))
+    none = views.Stages(replace(pool, scenes=[Scene("c", [tiny])] * 6), (3, 6))
     assert set(none.draw(0, 200, generator)[0].tolist()) == set(range(6))
 
 

@@ -25,6 +25,7 @@ from spatext_lab.training.recipes.reco.start import build_model
 from spatext_lab.training.recipes.reco.views import MOST_REGIONS, Stages, examples
 
 BATCH = 64
+STAGES = 1000, 1800  # steps before which views have one large box, or large boxes alone
 # Most of a sequence is padding. On the CPU this fraction of the steps has all of it, as sampling
 # has; the others have what their longest sequence needs.
 FULL_LENGTH = 1 / 8
@@ -107,7 +108,7 @@ def fine_tune(
         batch: images a step.
     """
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
-    stages = Stages(pool)
+    stages = Stages(pool, STAGES)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index, x_0 = stages.draw(step, batch, generator)

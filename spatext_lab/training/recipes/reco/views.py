@@ -22,9 +22,6 @@ from spatext_lab.scene import Region, Scene
 from spatext_lab.training import cache
 
 LARGE, SCENES, PER_SKILL = 20_000, 12_000, 3_000
-# Before the first of these steps all views show one large object, before the second large ones
-# alone; both at half the resolution.
-ONE_STEPS, SMALL_STEPS = 1000, 1800
 LARGE_AREA = 1 / 16  # of the image, at least, that a large object's box covers
 VIEWS, MIN_AREA = 4, 0.005  # of a COCO photo, and of an object in it
 # ReCo takes 20 boxes of an image at most; the context length is the tighter limit.
@@ -39,10 +36,15 @@ class Stages:
     resolution; the next ones several; then come all views, one step of four at half the resolution.
     On whole scenes from the start the pocket model did not learn boxes at all. A cache without half
     latents has one stage, the last.
+
+    Args:
+        pool: the views.
+        ends: the step before which all have one large box, and the one before which all have large
+            boxes alone.
     """
 
-    def __init__(self, pool: cache.Cache) -> None:
-        self.pool = pool
+    def __init__(self, pool: cache.Cache, ends: tuple[int, int]) -> None:
+        self.pool, self.ends = pool, ends
         smallest = [_smallest(scene) for scene in pool.scenes]
         large = [i for i, area in enumerate(smallest) if area >= LARGE_AREA]
         one = [i for i in large if len(pool.scenes[i].regions) == 1]
@@ -53,10 +55,11 @@ class Stages:
     ) -> tuple[Int[Tensor, "b"], Float[Tensor, "b c h w"]]:
         """The indices of a step's views, uniformly at random, and their latents."""
         staged = self.pool.half_latents is not None
-        known = self.one if step < ONE_STEPS else self.large if step < SMALL_STEPS else self.all
+        one, large = (step < end for end in self.ends)
+        known = self.one if one else self.large if large else self.all
         if not (staged and len(known)):
             known = self.all
-        small = staged and (step < SMALL_STEPS or step % 4 == 0)
+        small = staged and (large or step % 4 == 0)
         index = known[torch.randint(len(known), (batch,), generator=generator)]
         return index, (self.pool.half_latents if small else self.pool.latents)[index]
 
