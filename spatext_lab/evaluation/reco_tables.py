@@ -57,7 +57,7 @@ LAYOUT_COLUMNS = {
     "Fréchet": "frechet_distance",
     "Fréchet of objects": "scene_distance",
     "steps": "steps",
-    "seconds": "seconds_per_picture",
+    "seconds": "seconds_per_image",
 }
 SKILL_COLUMNS = {skill: skill for skill in ("object", "count", "colour", "spatial")}
 BIN_COLUMNS = {

@@ -56,7 +56,7 @@ def evaluate(
 
     Returns:
         method, protocol, scenes, seed, split; what `segment_scores` or `layout_scores` returns;
-        passes (of the network, per step), seconds_per_picture (median, one image at a time),
+        passes (of the network, per step), seconds_per_image (median, one image at a time),
         settings, threads. For the autoencoder also psnr (mean over the images) and psnr_pooled
         (of the squared error over all images), in dB.
 
@@ -87,7 +87,7 @@ def evaluate(
     clip = Clip.from_pretrained(zoo.folder("pocket", "spatext/clip"))
     report |= {"split": split} | score(todo, images, judge, clip)
     passes = METHODS[method].passes([task.scene for task in todo])
-    report |= {"passes": passes, "seconds_per_picture": _seconds(sampler, todo)}
+    report |= {"passes": passes, "seconds_per_image": _seconds(sampler, todo)}
     report |= {"settings": chosen, "threads": torch.get_num_threads()}
     return report | (_psnr(todo, images) if method == "autoencoder" else {})
 

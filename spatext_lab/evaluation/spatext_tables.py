@@ -36,7 +36,7 @@ COLUMNS = {
     "held out": "region_accuracy_heldout",
     "Fréchet": "frechet_distance",
     "passes": "passes",
-    "seconds": "seconds_per_picture",
+    "seconds": "seconds_per_image",
 }
 
 

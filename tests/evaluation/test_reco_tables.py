@@ -71,7 +71,7 @@ def test_a_row_is_the_report_of_its_own_model_by_boxes(root, variants):
             continue
         report = evaluate(method, scenes=2, model=str(variants / folder), protocol="boxes")
         steps = {"steps": 77} if folder == "reco-after" else {}
-        slow = "seconds_per_picture"
+        slow = "seconds_per_image"
         assert {**rows[what], slow: 0} == {**report, **steps, slow: 0}
     methods = [row["method"] for row in rows.values()]
     assert methods == [*tables.ROWS, "reco", "words"]

@@ -150,7 +150,7 @@ def sample_method(order: Order, method: str) -> dict[str, Any]:
 
     Returns:
         left_out, why the method was, or None; and what is kept in its cost.json:
-        seconds_per_picture (median of TIMED images, one at a time), peak_memory_mb (of a process
+        seconds_per_image (median of TIMED images, one at a time), peak_memory_mb (of a process
         that makes one image), unread (the scenes it refused, by "SET NUMBER"), warnings (how many
         batches had one, and the first).
     """
@@ -187,7 +187,7 @@ def _cost(sampler: Sampler, tasks: Sequence[Task]) -> dict[str, Any]:
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     seconds = round(median(times[1:] or times), 3) if times else None
-    return {"seconds_per_picture": seconds, "peak_memory_mb": round(peak)}
+    return {"seconds_per_image": seconds, "peak_memory_mb": round(peak)}
 
 
 def _sample_set(

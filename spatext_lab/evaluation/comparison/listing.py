@@ -18,7 +18,7 @@ COLUMNS = {
     "diversity": "diversity",
     "in regions": "diversity_in_regions",
     "passes": "passes",
-    "seconds": "seconds_per_picture",
+    "seconds": "seconds_per_image",
     "memory, MB": "peak_memory_mb",
 }
 PAIRED = {

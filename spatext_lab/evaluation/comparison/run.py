@@ -178,7 +178,7 @@ def _row(
     row = {"name": one.what, "method": method, "scenes": len(asked) - len(unread)}
     row |= {"unread": len(unread), "why": next(iter(found["unread"].values()), None)}
     row |= scores.summary(values) | extra | {"passes": one.passes(asked)}
-    row |= {name: found[name] for name in ("seconds_per_picture", "peak_memory_mb")}
+    row |= {name: found[name] for name in ("seconds_per_image", "peak_memory_mb")}
     return row | {"settings": one.settings}
 
 

@@ -82,7 +82,7 @@ def test_every_image_has_its_own_seed_and_says_how_it_was_made(order, fake):
     assert np.array_equal(again, expected)
     assert cost["left_out"] is None
     assert cost["unread"] == {}
-    assert cost["seconds_per_picture"] < 1 < cost["peak_memory_mb"]
+    assert cost["seconds_per_image"] < 1 < cost["peak_memory_mb"]
 
 
 @pytest.mark.parametrize("stop_after", [0, 16, 48, 120])
