@@ -123,7 +123,7 @@ RECIPES = {
     "gligen": Recipe(
         "gligen",
         # Until a gate opens, no gradient reaches the layers behind it: gates learn faster.
-        Plan(steps=6000, lr=2e-3, cooldown=1500, rates={"alpha": 5.0}),
+        Plan(steps=7000, lr=2e-3, cooldown=1500, rates={"alpha": 5.0}),
         0.95,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
     ),

@@ -21,7 +21,7 @@ from spatext_lab.training.recipes.reco.views import Stages, examples
 
 BATCH = 64
 # As ReCo's, but longer: the gates have to open, and the texts to be read, before a box counts.
-STAGES = 1500, 2500
+STAGES = 1500, 3500
 # Without the caption, boxes and their texts must be read; our choice. Grounding is dropped as in
 # the released code, so that guidance has a null.
 DROP_CAPTION, DROP_GROUNDING = 0.5, 0.1
