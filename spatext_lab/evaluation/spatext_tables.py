@@ -66,7 +66,7 @@ def ablation(
     return rows
 
 
-def tolerance(scenes: int = 128, model: str = "pocket", seed: int = 0) -> list[dict]:
+def tolerance(scenes: int = 512, model: str = "pocket", seed: int = 0) -> list[dict]:
     """A report of SpaText for each kind of corrupted mask.
 
     Args:
@@ -101,7 +101,7 @@ def run(out: Path, scenes: int = 512, model: str = "pocket", variants: Path | No
     command = f"spatext-lab ablation --scenes {scenes} --variants DIR --out DIR"
     rows = ablation(scenes, model, variants)
     write(out, "ablation", rows, [METHODS[row["method"]].what for row in rows], COLUMNS, command)
-    rows = tolerance(min(scenes, 128), model)
+    rows = tolerance(scenes, model)
     write(out, "masks", rows, [row["masks"] for row in rows], COLUMNS, command)
     masks_figure(rows).savefig(out / "masks.png")
 

@@ -36,14 +36,20 @@ class Task:
         return np.stack([region.mask for region in self.scene.regions])
 
     def corrupted(self, change: Callable[[np.ndarray], np.ndarray]) -> "Task":
-        """The task with other masks of its regions; the truth stays as it is.
+        """The task with other masks of its regions, each with the true segment that it had.
+
+        The other masks may overlap. The larger ones come first, so that the smaller are on top: a
+        backdrop's box would hide the objects in front of it.
 
         Args:
             change: from a mask to the one that is passed in its place, see
                 `datasets.corrupted_masks`.
         """
         regions = [Region(r.text, mask=change(r.mask)) for r in self.scene.regions]
-        return replace(self, scene=Scene(self.scene.caption, regions))
+        pairs = zip(regions, self.segments, strict=True)
+        pairs = sorted(pairs, key=lambda pair: pair[0].mask.sum(), reverse=True)
+        regions, segments = zip(*pairs, strict=True)
+        return replace(self, scene=Scene(self.scene.caption, regions), segments=segments)
 
 
 def tasks(count: int, seed: int = 0, split: str = "test") -> Iterator[Task]:

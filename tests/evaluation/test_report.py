@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip, segment_crop
+from spatext_lab.datasets.corrupted_masks import boxed
 from spatext_lab.datasets.pocket import COLOURS, LABELS, pocket_item
 from spatext_lab.diffusion import UNetDenoiser, guided, initial_noise, sample
 from spatext_lab.evaluation import report as reports
@@ -23,7 +24,7 @@ from spatext_lab.evaluation.tasks import COUNT, MIN_AREA, layout_tasks, tasks
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.reco.text_encoder import grow
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Region, Scene
 from spatext_lab.scene.scene import box_at
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
@@ -347,6 +348,24 @@ def test_true_vectors_are_those_of_the_true_segments(root):
     settings = {"num_inference_steps": 2, "guidance_scale": 2.0}
     (got,) = METHODS["true-vectors"].load(str(root), settings)([task], 3)
     assert np.abs(np.asarray(got).astype(int) - np.asarray(want)).max() <= 1
+
+
+def test_of_corrupted_masks_the_smaller_are_on_top():
+    """A backdrop's box covers its objects' boxes; none of these may vanish from the map."""
+    hidden = 0
+    for task in tasks(40):
+        boxes = task.corrupted(boxed)
+        for region, segment in zip(boxes.scene.regions, boxes.segments, strict=True):
+            assert region.text == segment.text
+            assert np.array_equal(region.mask, boxed(segment.mask))
+        assert {id(each) for each in boxes.segments} == {id(each) for each in task.segments}
+        sizes = [region.mask.sum() for region in boxes.scene.regions]
+        assert sizes == sorted(sizes, reverse=True)
+        seen = boxes.scene.visible_masks(64, 64)
+        assert seen.any((1, 2)).all()
+        as_asked = [Region(r.text, mask=boxed(r.mask)) for r in task.scene.regions]
+        hidden += (~Scene("", as_asked).visible_masks(64, 64).any((1, 2))).sum()
+    assert hidden > 3
 
 
 def test_corrupted_masks_reach_the_scores():
