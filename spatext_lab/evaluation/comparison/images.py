@@ -166,9 +166,9 @@ def sample_method(order: Order, method: str) -> dict[str, Any]:
         why = " ".join(str(error).split())
         return {"left_out": why.replace(str(zoo.folder(order.model)), order.model)}
     cost = {"unread": {}, "warnings": [0, ""]} | cost | _cost(sampler, order.sets[0].asked(method))
+    files.write(kept, json.dumps(cost, indent=2) + "\n")
     for one in order.sets:
         _sample_set(order, method, sampler, one, todo[one.name], cost)
-    files.write(kept, json.dumps(cost, indent=2) + "\n")
     return {"left_out": None} | cost
 
 
@@ -214,6 +214,8 @@ def _sample_set(
                 save(image, order.file(method, one.name, k), alt, made)
             else:
                 cost["unread"][f"{one.name} {k}"] = image
+        # after each batch: a run that goes on does not sample it again, and would miss its warnings
+        files.write(order.folder(method) / COST, json.dumps(cost, indent=2) + "\n")
 
 
 def _sampled(sampler: Sampler, batch: Sequence[Task], seed: int) -> Iterator[Image.Image | str]:

@@ -64,7 +64,10 @@ def curve_tables(report: dict[str, Any]) -> dict[str, tuple[list[dict], list[str
 
 
 def left_out(report: dict[str, Any]) -> list[str]:
-    """A sentence for each method, and for each number of scenes, that was left out."""
+    """A sentence for each method and each number of scenes that was left out, and for warnings.
+
+    A method that drops regions or truncates a text warns, and its images count as any others.
+    """
     lines = [f"{method} is left out: {why}" for method, why in report["left_out"].items()]
     for row in report["rows"]:
         unread = {"the table": row["unread"]} | {
@@ -76,4 +79,6 @@ def left_out(report: dict[str, Any]) -> list[str]:
             for where, count in unread.items()
             if count
         ]
+        if row["warned"]:
+            lines += [f"{row['name']}: {row['warned']} batches have warnings ({row['warning']})"]
     return lines

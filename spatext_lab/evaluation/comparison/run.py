@@ -177,6 +177,7 @@ def _row(
     unread = [key for key in found["unread"] if key.startswith(f"{MAIN} ")]
     row = {"name": one.what, "method": method, "scenes": len(asked) - len(unread)}
     row |= {"unread": len(unread), "why": next(iter(found["unread"].values()), None)}
+    row |= dict(zip(("warned", "warning"), found["warnings"], strict=True))
     row |= scores.summary(values) | extra | {"passes": one.passes(asked)}
     row |= {name: found[name] for name in ("seconds_per_image", "peak_memory_mb")}
     return row | {"settings": one.settings}

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -186,6 +187,14 @@ def test_warnings_are_counted(order, fake):
 
     fake(sampler)
     assert sample_method(order, "fake")["warnings"] == [9, "caption 0 is too long"]
+
+
+def test_warnings_of_a_stopped_run_count_too(order, fake):
+    for one in (Fake(stop_after=48), Fake()):
+        fake(lambda todo, seed, one=one: warn("too long") or one(todo, seed))
+        with suppress(KeyboardInterrupt):
+            sample_method(order, "fake")
+    assert sample_method(order, "fake")["warnings"] == [9, "too long"]
 
 
 def test_methods_of_boxes_get_boxes(order, fake):

@@ -16,6 +16,7 @@ from spatext_lab.evaluation.comparison.page import SHOWN
 from spatext_lab.evaluation.comparison.run import run
 from spatext_lab.evaluation.methods import METHODS, Method
 from spatext_lab.evaluation.report import evaluate
+from spatext_lab.scene.notes import warn
 
 SCENES = 5
 
@@ -26,6 +27,7 @@ def mirrored(model, settings):
     def sampler(todo, seed):
         if any(task.item.index == SCENES - 1 for task in todo):
             raise ValueError("too many <regions>")
+        warn("regions dropped: <one>")
         true = [Image.fromarray(task.item.image) for task in todo]
         return [
             ImageOps.invert(image) if task.item.index > 1 else image
@@ -85,6 +87,16 @@ def test_what_was_left_out_is_named_and_counted(done):
     assert 'a "fake" <b>: 1 scenes of the table are left out (too many <regions>)' in lines
     text = (done[1] / "compare.md").read_text(encoding="utf-8")
     assert all(f"* {line}" in text for line in lines)
+
+
+def test_dropped_regions_are_counted_in_text_report_and_page(done, page):
+    first, second = done[0]["rows"]
+    cost = json.loads((done[1] / "images" / "fake" / "cost.json").read_text(encoding="utf-8"))
+    assert [second["warned"], second["warning"]] == cost["warnings"]
+    assert (first["warned"], second["warning"]) == (0, "regions dropped: <one>")
+    line = f'a "fake" <b>: {second["warned"]} batches have warnings (regions dropped: <one>)'
+    assert f"* {line}\n" in (done[1] / "compare.md").read_text(encoding="utf-8")
+    assert line in page.text
 
 
 def test_diversity_needs_a_network(done):
