@@ -152,13 +152,9 @@ def _add_train(to: Any) -> None:
     known = [*RECIPES, "all"]
     command.add_argument("recipe", choices=known, metavar="RECIPE", help=", ".join(known))
     found = _of("spatext_lab.training.run", "run", "steps seed out resume device")
-    found |= _of("spatext_lab.training.everything", "train_all", "only workers")
-    recipes: dict[str, list[str]] = {"only": ["all"], "workers": ["all"]}
-    for recipe in RECIPES.values():
-        for name, option in recipe.options.items():
-            found.setdefault(name, option)
-            recipes.setdefault(name, []).append(recipe.name)
-    _add_flags(command, found, {name: f"{', '.join(r)}: " for name, r in recipes.items()})
+    own = {"all": _of("spatext_lab.training.everything", "train_all", "only workers")}
+    own |= {recipe.name: recipe.options for recipe in RECIPES.values()}
+    _add_flags(command, found | _joined(own))
 
 
 def _add_sample(to: Any) -> None:
@@ -204,10 +200,10 @@ def _add_ablation(to: Any) -> None:
     what = "a method's tables: what each part of it contributes, and what it cannot do"
     example = "ablation --method reco --out outputs/ablation --variants outputs/train"
     command = _command(to, commands.ablation, "ablation", what, example)
-    methods = {"choices": ("spatext", "reco", "summaries"), "default": "spatext"}
-    methods["help"] = "(spatext)"
-    command.add_argument("--method", **methods)
-    _add_flags(command, options("spatext_lab.evaluation.spatext_tables", "run"))
+    methods = ("spatext", "reco", "summaries")
+    command.add_argument("--method", choices=methods, default="spatext", help="(spatext)")
+    module = "spatext_lab.evaluation.{}_tables"
+    _add_flags(command, _joined({each: options(module.format(each), "run") for each in methods}))
 
 
 def _add_why(to: Any) -> None:
@@ -266,17 +262,37 @@ def _of(module: str, function: str, wanted: str) -> dict[str, Option]:
     return {name: found[name] for name in wanted.split()}
 
 
-def _add_flags(
-    command: argparse.ArgumentParser, found: dict[str, Option], before: dict[str, str] | None = None
-) -> None:
+def _joined(own: dict[str, dict[str, Option]]) -> dict[str, Option]:
+    """The options of several owners. An option's help says what it is to each owner that has it."""
+    found: dict[str, Option] = {}
+    owners: dict[str, dict[str, list[str]]] = {}
+    for owner, some in own.items():
+        for name, option in some.items():
+            found.setdefault(name, option)
+            owners.setdefault(name, {}).setdefault(_text(option), []).append(owner)
+    for name, option in found.items():
+        texts = [
+            text if len(who) == len(own) else f"{', '.join(who)}: {text}"
+            for text, who in owners[name].items()
+        ]
+        found[name] = replace(option, help=" | ".join(texts), default=None)
+    return found
+
+
+def _text(option: Option) -> str:
+    """An option's help with its default."""
+    if option.default in (None, False, ()):
+        return option.help
+    usual = option.default if isinstance(option.default, tuple) else (option.default,)
+    return f"{option.help} ({' '.join(map(str, usual))})"
+
+
+def _add_flags(command: argparse.ArgumentParser, found: dict[str, Option]) -> None:
     """A flag for each option. One that is not used stays out of the parsed arguments, so that the
     library's own default holds; `commands.given` collects the others."""
     for name, option in found.items():
-        words = (before or {}).get(name, "") + option.help
-        if option.default not in (None, False):
-            usual = option.default if isinstance(option.default, tuple) else (option.default,)
-            words += f" ({' '.join(map(str, usual))})"
-        how: dict[str, Any] = {"help": words.replace("%", "%%"), "default": argparse.SUPPRESS}
+        how: dict[str, Any] = {"help": _text(option).replace("%", "%%")}
+        how["default"] = argparse.SUPPRESS
         how["required"] = option.required
         if option.kind == "bool":
             how |= {"action": "store_true"}
