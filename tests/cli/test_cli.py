@@ -77,19 +77,16 @@ def printed_help(capsys, monkeypatch):
 def test_each_recipe_has_its_own_help_of_an_option(printed_help):
     """Defaults and meanings differ: none of them may stand for all recipes."""
     text = printed_help("train")
-    assert (
-        "spatext, other-maps, pixel: images a step (16) | reco, gligen: images a step (64)" in text
-    )
+    assert "spatext, other-maps, pixel: images a step (16) | reco, gligen: images a step" in text
+    assert "reco, gligen: images a step (64)" in text
     assert "text-to-image, energy: the autoencoder's folder; the shipped one" in text
     assert "prior: the folder of the CLIP whose embeddings are learned; the shipped one" in text
 
 
 def test_each_methods_tables_have_their_own_default(printed_help):
     text = printed_help("ablation")
-    assert (
-        "spatext, reco: of the first table (512) | summaries: of the validation" in text
-    assert "of the validation split (64)" in text
-    )
+    assert "spatext, reco: of the first table (512) | summaries: of the validation " in text
+    assert " split (64)" in text
 
 
 def test_help_imports_nothing_heavy():
