@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = JOINT["num_inference_steps"]
+PART = "update-mask"
 ALONE = 3  # images that are sampled one at a time
 COLUMNS = {
     "local IoU": "local_iou",
@@ -151,15 +152,16 @@ def run(out: Path, scenes: int = 64, model: str = "pocket", variants: Path | Non
         out: a folder, for Markdown, JSON and a figure.
         scenes: of the validation split.
         model: "pocket", or a folder with its layout.
-        variants: a folder that holds update-mask, as `train update-mask` makes it; without it its
-            rows are left out.
+        variants: a folder that holds update-mask, as `train update-mask` makes it; if there is
+            none, the model's own. Without either its rows are left out.
     """
     spatext = SpaTextPipeline.from_pretrained(zoo.folder(model, "spatext"))
-    place = variants and variants / "update-mask"
-    mask = place and UpdateMaskNetwork.from_pretrained(zoo.folder(str(place)))
+    homes = [home for home in (variants, zoo.folder(model)) if home and (home / PART).is_dir()]
+    mask = UpdateMaskNetwork.from_pretrained(zoo.folder(str(homes[0]), PART)) if homes else None
     rows = costs(spatext, mask, list(tasks(scenes, split="val")))
     named = [way.name for way in ways() if mask or "updates" not in way.settings]
-    command = f"spatext-lab ablation --method summaries --scenes {scenes} --variants DIR --out DIR"
+    command = f"spatext-lab ablation --method summaries --scenes {scenes}"
+    command += " --variants DIR --out DIR" if variants else " --out DIR"
     write(out, "summaries", rows, named, COLUMNS, command)
     figure(rows, "cells").savefig(out / "summaries-cells.png")
     figure(rows, "time").savefig(out / "summaries-time.png")

@@ -39,10 +39,12 @@ def test_cells_are_counted_as_by_hand(root, monkeypatch):
     assert [row["line"] for row in without] == ["fewer steps"]
 
 
-def test_the_table_is_written(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", ["the model's", "the variants'", "not the variants'"])
+def test_the_table_is_written(root, tmp_path, monkeypatch, own):
     few = [list(tables.ways())[k] for k in (0, 2, -1)]
     monkeypatch.setattr(tables, "ways", lambda: iter(few))
-    tables.run(tmp_path, scenes=2, model=str(root), variants=root)
+    variants = {"the model's": None, "the variants'": root, "not the variants'": tmp_path}[own]
+    tables.run(tmp_path, scenes=2, model=str(root), variants=variants)
     rows = json.loads((tmp_path / "summaries.json").read_text())["rows"]
     names = ["fewer steps, 10 steps", "fewer steps, 5 steps"]
     names += ["update mask, cells, 10 steps, cells from p = 0.5"]
