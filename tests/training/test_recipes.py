@@ -23,6 +23,13 @@ def test_a_recipe_learns(name):
     assert np.mean(curve[-2:]) < 0.93 * np.mean(curve[:2])
 
 
+@pytest.mark.parametrize("name", ["spatext", "other-maps", "pixel"])
+def test_the_card_of_a_model_of_painted_masks_says_so(name):
+    data = RECIPES[name].make(PLAN, "cpu").data
+    painted = "50% of the images with masks as people paint them: ours, not the paper's"
+    assert data == f"pocket scenes train 0-7; {painted}"
+
+
 # One with a frozen weight, one with convolutions in another memory layout, one of two networks, one
 # whose network is frozen but for new layers.
 @pytest.mark.parametrize("name", ["clip", "judge", "text-to-image", "gligen"])

@@ -25,7 +25,7 @@ from spatext_lab.spatext.representation import training_map
 from spatext_lab.training import cache
 from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, EXACT, MIN_AREA, SCENES
+from spatext_lab.training.recipes.spatext import BATCH, COUNT, DROP, EXACT, MASKS, MIN_AREA, SCENES
 from spatext_lab.training.recipes.text_to_image import new_unet
 
 
@@ -72,6 +72,6 @@ def make(
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
-    phrase = f"pocket scenes train 0-{SCENES - 1}"
+    phrase = f"pocket scenes train 0-{SCENES - 1}; {MASKS}"
     save = lambda folder: save_model(model, folder)  # noqa: E731
     return Job(model.unet, loss_at, save, plan, phrase, [model.unet])

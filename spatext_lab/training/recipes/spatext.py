@@ -29,6 +29,7 @@ SCENES, DROP = 24_000, 0.1
 # The fraction of images whose segments are painted exactly; the others' masks are as people paint
 # them (`corrupted_masks.painted`), so that a box says where and not which shape. Not the paper's.
 EXACT = 0.5
+MASKS = f"{1 - EXACT:.0%} of the images with masks as people paint them: ours, not the paper's"
 # The paper paints 1 to 3 segments of at least 5 % of the image. Students paint more and smaller
 # ones, so the shipped model was trained with up to 6, down to 2 %.
 COUNT, MIN_AREA = (1, 6), 0.02
@@ -142,10 +143,11 @@ def training_examples(
 ) -> tuple[Iterable[cache.Example], int, str]:
     """The training examples, how many (at most), and a phrase for the card."""
     if data is None:
-        return cache.pocket_examples(SCENES), SCENES, f"pocket scenes train 0-{SCENES - 1}"
+        phrase = f"pocket scenes train 0-{SCENES - 1}; {MASKS}"
+        return cache.pocket_examples(SCENES), SCENES, phrase
     limits = {"min_area": MIN_AREA, "regions": (1, cache.SEGMENTS)}
     subset = read_coco(data, "train", **limits | choice)
     print(subset.report.text())
     subset.not_empty()
-    phrase = f"{len(subset.items)} photos of {data.name}, train2017"
+    phrase = f"{len(subset.items)} photos of {data.name}, train2017; {MASKS}"
     return cache.coco_examples(subset, side), len(subset.items), phrase
