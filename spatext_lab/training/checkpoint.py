@@ -94,6 +94,11 @@ def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dic
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no checkpoint; start without --resume")
     record, tensors = _read(folder / FILE)
+    if unknown := sorted(record["plan"].keys() - asdict(plan).keys()):
+        raise ValueError(
+            f"the run in {folder} was made by an earlier version, its plan has {unknown[0]}: "
+            "start without --resume"
+        )
     known, asked = record["made"] | record["plan"], (made or {}) | asdict(plan)
     old = Plan(**record["plan"])
     if all(old.rate(step) == plan.rate(step) for step in range(record["done"])):

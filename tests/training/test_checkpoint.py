@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,16 @@ def test_another_plan_is_refused(tmp_path, change):
         ValueError, match=rf"{next(iter(change))} is .*; the run in .* has .*: pass the same"
     ):
         checkpoint.load(trainer(replace(PLAN, **change)), tmp_path / "saved")
+
+
+def test_a_plan_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    """`rates` was once `slower`."""
+    plan = lambda plan: {"slower" if k == "rates" else k: v for k, v in asdict(plan).items()}  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "asdict", plan)
+        checkpoint.save(run_to(trainer(), 3), tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"earlier version, its plan has slower: start without"):
+        checkpoint.load(trainer(), tmp_path / "saved")
 
 
 @pytest.mark.parametrize("steps", [12, 40])
