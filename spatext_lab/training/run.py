@@ -84,7 +84,7 @@ def run(
         with few_threads(job.module), graphed(job.replayed):
             _train(trainer, saved, made)
         trainer.use_average()
-        _write_model(out, job, _facts(recipe, job, trainer, options))
+        _write_model(out, job, _facts(recipe, job, trainer, options, out))
     return out
 
 
@@ -186,14 +186,15 @@ def _keep_additions(old: Path, new: Path) -> None:
             shutil.copy2(path, new / name)
 
 
-def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict) -> dict:
+def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict, out: Path) -> dict:
     """The facts on the model's card."""
-    last = trainer.losses[-100:]
+    last, beside = trainer.losses[-100:], _beside(given, out)
     return {
         "recipe": recipe.name,
         "use": recipe.use,
         "data": job.data,
-        "given": _given(given),
+        "given": _given({key: value for key, value in given.items() if key not in beside}),
+        "beside": beside,
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
@@ -208,6 +209,14 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: _short(v) for key, v in used.items() if v is not None and v is not False}
 
 
+def _beside(options: dict[str, Any], out: Path) -> dict[str, str]:
+    """The options that are models in the folder of `out`, as `train all` passes them, by name."""
+    folders = {key: Path(value) for key, value in options.items() if isinstance(value, str | Path)}
+    models = {key: place for key, place in folders.items() if (place / CARD).is_file()}
+    home = out.resolve().parent
+    return {key: place.name for key, place in models.items() if place.resolve().parent == home}
+
+
 def _short(value: Any) -> Any:
     """An option's value as it is, a folder by its name: its path belongs to this machine."""
     return Path(value).name if isinstance(value, str | Path) else value
@@ -216,6 +225,7 @@ def _short(value: Any) -> Any:
 def card(facts: dict, tables: list[Path]) -> str:
     """A model's card as Markdown, with the tables (Markdown files) that lie in its folder."""
     plan = facts["plan"]
+    beside = [f"{name} (`--{key}`)" for key, name in facts.get("beside", {}).items()]
     words = ["spatext-lab", "train", facts["recipe"]]
     for key, value in ({"seed": plan["seed"], "steps": plan["steps"]} | facts["given"]).items():
         values = value if isinstance(value, list | tuple) else [value]
@@ -227,6 +237,7 @@ def card(facts: dict, tables: list[Path]) -> str:
         "",
         f"* Made by `{shlex.join(words)}` in {facts['seconds'] / 60:.0f} minutes on "
         f"{facts['hardware']}.",
+        *([f"* From models beside this one: {', '.join(beside)}."] if beside else []),
         f"* Data: {facts['data']}.",
         f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
         "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",

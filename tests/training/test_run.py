@@ -306,3 +306,26 @@ def test_a_cards_command_can_be_typed():
     args = build_parser().parse_args(shlex.split(line))
     assert (args.recipe, args.seed, args.steps) == ("toy", 3, 12)
     assert {name: getattr(args, name) for name in given} == given
+
+
+def test_a_cards_command_leaves_out_a_model_beside_it(tmp_path):
+    """A folder's bare name resolves only where it lies; data and other models keep theirs."""
+    homes = {"base": "models/first", "other": "elsewhere/first", "data": "models/photos"}
+    for name in homes.values():
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("models/first", "elsewhere/first"):
+        (tmp_path / name / "card.json").write_text("{}")
+    options = {"base": str(tmp_path / homes["base"]), "slope": 2.0, "shape": "line"}
+    options |= {name: tmp_path / homes[name] for name in ("other", "data")}
+    assert run_module._beside(options, tmp_path / "models" / "toy") == {"base": "first"}
+
+
+def test_the_card_of_a_chain_names_its_parts_and_no_folder(tmp_path):
+    """As `train all` does it."""
+    first = run("toy", steps=3, out=tmp_path / "first", device="cpu")
+    out = run("toy", steps=3, out=tmp_path / "second", device="cpu", data=first)
+    facts = json.loads((out / "card.json").read_text())
+    assert (facts["given"], facts["beside"]) == ({}, {"data": "first"})
+    text = (out / "README.md").read_text()
+    assert "`spatext-lab train toy --seed 0 --steps 3`" in text
+    assert "* From models beside this one: first (`--data`).\n" in text
