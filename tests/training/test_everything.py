@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All models by one command: order, times, interruption, failure, and the same bits again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,22 @@ def test_a_short_chain_twice_gives_the_same_bits(tmp_path, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors is damaged"):
         train_all(tmp_path / "a", only=CHEAP, steps=2, device="cpu")
+
+
+def test_the_page_has_each_models_scores(tmp_path, monkeypatch):
+    """Those of its card; where it has none, the comparison's."""
+    facts = json.loads((zoo.folder("pocket") / "judge" / "card.json").read_text(encoding="utf-8"))
+    for name in ("judge", "spatext", "clip"):
+        (tmp_path / name).mkdir()
+        known = {"scores": {"local iou": 0.9749}} if name == "judge" else {"scores": {}}
+        (tmp_path / name / "card.json").write_text(json.dumps(facts | known), encoding="utf-8")
+    row = {"method": "spatext", "local_iou": 0.91, "local_iou_95": [0.9, 0.92], "ap50": None}
+    monkeypatch.setattr(everything.overview, "compare", lambda *_, **__: {"rows": [row]})
+    page = everything.overview.write(tmp_path, ["judge", "spatext", "clip"]).read_text()
+    judge, spatext, clip = page.split("<article>")[1:]
+    assert "<dt>local iou</dt><dd>0.9749</dd>" in judge
+    assert "<dt>local IoU</dt><dd>0.910 [0.900, 0.920]</dd>" in spatext
+    assert "<dl>" not in clip
 
 
 def test_what_fails_is_named_and_what_needs_it_left_out(tmp_path, capsys):
