@@ -8,6 +8,7 @@ mixed with this run's: it is named, and the run stops.
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -35,6 +36,7 @@ from spatext_lab.scene import files
 from spatext_lab.scene.notes import collected
 
 COST = "cost.json"
+CARDS = re.compile(rb".*(\.md|\.png|card[^/\n]*\.json)\n")  # lines of SHA256SUMS
 TIMED = 5  # images, one at a time
 PROCESSES = 4  # at most; each holds one model
 
@@ -70,17 +72,18 @@ class Order:
 
 
 def identity(model: str) -> str:
-    """A short name of a model's files that changes with any of them.
+    """A short name of a model's files that changes with any weight or setting, not with a card.
 
     Args:
         model: "pocket", or a folder with its layout.
     """
     place = zoo.folder(model)
     digest = hashlib.sha256()
-    seals = sorted(place.rglob(zoo.SUMS)) or sorted(place.rglob("*.safetensors"))
-    for path in seals:
-        digest.update(f"{path.relative_to(place).as_posix()} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
+    seals = sorted(place.rglob(zoo.SUMS))
+    for path in seals or sorted(place.rglob("*.safetensors")):
+        digest.update(f"{path.relative_to(place).as_posix()} ".encode())
+        content = path.read_bytes()
+        digest.update(CARDS.sub(b"", content) if seals else content)
     return digest.hexdigest()[:16]
 
 

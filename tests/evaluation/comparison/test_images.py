@@ -233,7 +233,12 @@ def test_the_identity_changes_with_every_weight(root, tmp_path):
     sealed = identity(str(tmp_path / "sealed"))
     (tmp_path / "sealed" / "a").write_text("2")
     zoo.seal(tmp_path / "sealed")
-    assert identity(str(tmp_path / "sealed")) != sealed
+    changed = identity(str(tmp_path / "sealed"))
+    assert changed != sealed
+    for card in ("README.md", "card.json", "masks.png"):
+        (tmp_path / "sealed" / card).write_text("1")
+    zoo.seal(tmp_path / "sealed")
+    assert identity(str(tmp_path / "sealed")) == changed
 
 
 def test_a_killed_process_is_gone_on_with(root, tmp_path, monkeypatch):
