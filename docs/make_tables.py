@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spatext_lab import zoo
 from spatext_lab.evaluation import reco_tables, spatext_tables, summaries_tables
+from spatext_lab.evaluation.comparison import listing
 from spatext_lab.evaluation.tables import cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,11 +31,13 @@ class Table:
         columns: heading -> key of the value, or several, which stand without their intervals.
         rows: heading -> name of the row, left out where it is not measured; all rows by their
             names where it is empty.
+        part: of the files, that has the rows.
     """
 
     files: tuple[str, ...]
     columns: Mapping[str, str | tuple[str, ...]]
     rows: Mapping[str, str] | None = None
+    part: str = "rows"
 
 
 TABLES = {
@@ -45,6 +48,19 @@ TABLES = {
     "skills": Table(("skills",), reco_tables.SKILL_COLUMNS),
     "bins": Table(("bins",), reco_tables.BIN_COLUMNS),
     "init": Table(("init",), reco_tables.INIT_COLUMNS),
+    "compare": Table(("compare",), listing.COLUMNS),
+    "differences": Table(("compare",), listing.PAIRED, part="differences"),
+    "readme-compare": Table(
+        ("compare",),
+        {
+            "AP50": "ap50",
+            "region accuracy, seen / held out": ("region_accuracy_seen", "region_accuracy_heldout"),
+            "Fréchet distance": "frechet_distance",
+            "diversity": "diversity",
+            "passes a step": "passes",
+            "seconds": "seconds_per_image",
+        },
+    ),
     "readme-spatext": Table(
         ("segments",),
         {
@@ -110,7 +126,7 @@ def filled(text: str) -> str:
 
 def markdown(table: Table) -> str:
     """A table as Markdown."""
-    known = measured(table.files)
+    known = measured(table.files, table.part)
     lines = ["| | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
     for heading, name in (table.rows or {name: name for name in known}).items():
         if name in known:
@@ -126,12 +142,12 @@ def _cell(row: dict, key: str | tuple[str, ...]) -> str:
     return "-" if set(found) == {"-"} else " / ".join(found)
 
 
-def measured(names: tuple[str, ...]) -> dict[str, dict]:
+def measured(names: tuple[str, ...], part: str = "rows") -> dict[str, dict]:
     """The rows of some files by name."""
     rows: dict[str, dict] = {}
     for name in names:
         content = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
-        for row in content["rows"]:
+        for row in content[part]:
             rows.setdefault(row["name"], {}).update(row)
     return rows
 
