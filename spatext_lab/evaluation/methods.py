@@ -211,7 +211,6 @@ METHODS = {
     # Not shipped: `spatext-lab train reco --variant words` (or digits) makes them.
     "words": Method("positional words", _words, RECO, "boxes"),
     "digits": Method("coordinates as digits", _digits, RECO, "boxes"),
-    # `spatext-lab train gligen` makes it.
     "gligen": Method("GLIGEN", _gligen, RECO, "boxes"),
     "text": Method("text-to-image without map", _text, JOINT),
     # `spatext-lab train energy` makes the energy; a pass of it costs a fifth of the U-Net's two.
