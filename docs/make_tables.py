@@ -50,17 +50,6 @@ TABLES = {
     "init": Table(("init",), reco_tables.INIT_COLUMNS),
     "compare": Table(("compare",), listing.COLUMNS),
     "differences": Table(("compare",), listing.PAIRED, part="differences"),
-    "readme-compare": Table(
-        ("compare",),
-        {
-            "AP50": "ap50",
-            "region accuracy, seen / held out": ("region_accuracy_seen", "region_accuracy_heldout"),
-            "Fréchet distance": "frechet_distance",
-            "diversity": "diversity",
-            "passes a step": "passes",
-            "seconds": "seconds_per_image",
-        },
-    ),
     "readme-spatext": Table(
         ("segments",),
         {
