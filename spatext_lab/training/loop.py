@@ -36,7 +36,7 @@ class Trainer:
     come from `generator`, a CPU generator.
 
     Raises:
-        ValueError: "cuda" as the device where there is no GPU.
+        ValueError: "cuda" as the device where there is no GPU; a rate for no weight.
     """
 
     module: torch.nn.Module
@@ -99,6 +99,9 @@ class Trainer:
 
 def _groups(module: torch.nn.Module, rates: dict[str, float]) -> list[dict]:
     """The trained weights by their fraction of the rate, the highest first."""
+    for part in rates:
+        if not any(part in name for name, _ in module.named_parameters()):
+            raise ValueError(f"rates has {part!r}, which is in the name of no weight")
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, weight in module.named_parameters():
         if weight.requires_grad:

@@ -120,6 +120,11 @@ def test_a_part_can_have_a_rate_of_its_own():
     }
 
 
+def test_a_rate_for_no_weight_is_refused():
+    with pytest.raises(ValueError, match="rates has 'third', which is in the name of no weight"):
+        trainer(Plan(steps=1, lr=0.02, rates={"third": 0.2}))
+
+
 def test_what_a_step_tells():
     run = trainer()
     steps = list(run.run())
