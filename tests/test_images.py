@@ -8,10 +8,11 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch.testing import assert_close
 
+from spatext_lab.course import stand_in
 from spatext_lab.images import decode, encode, to_images, to_tensor
 from spatext_lab.spatext.pixel import PixelFold
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from tests.tiny import tiny_model, tiny_stable_diffusion
+from tests.tiny import tiny_model
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_latents_against_the_autoencoder_called_by_hand(text):
 @torch.no_grad()
 def test_a_variational_autoencoder_gives_the_mode(tmp_path):
     """The middle of the distribution: nothing is random."""
-    folder = tiny_stable_diffusion(tmp_path, levels=2, side=16)
+    folder = stand_in.stable_diffusion(tmp_path, levels=2, side=16)
     vae = TextToImagePipeline.from_pretrained(folder).vae
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     mean, _ = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderTiny,
-    PNDMScheduler,
     PriorTransformer,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
 from open_clip.model import CLIP
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from spatext_lab.baselines.digit_coordinates import DigitCoordinatesPipeline
 from spatext_lab.baselines.gligen import GligenPipeline
@@ -27,6 +23,7 @@ from spatext_lab.baselines.positional_words import PositionalWordsPipeline
 from spatext_lab.baselines.summaries.energy import EnergyNetwork
 from spatext_lab.baselines.summaries.update_mask import UpdateMaskNetwork
 from spatext_lab.clip import Clip
+from spatext_lab.course.stand_in import WIDTH, text_encoder
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.evaluation.judge import COLOUR_CLASSES, FOLD, KIND_CLASSES, Judge
 from spatext_lab.reco.pipeline import ReCoPipeline
@@ -40,7 +37,6 @@ from spatext_lab.text_to_image.tokenizer import new_tokenizer
 from spatext_lab.training.recipes.other_maps import widened as widened_otherwise
 from spatext_lab.training.recipes.spatext import widened
 
-WIDTH = 16  # of all hidden states, and of CLIP's embeddings
 SCENE = Scene(
     "a red ball and a tree in a meadow",
     [Region("a red ball", box=(0.1, 0.2, 0.5, 0.8)), Region("a tree", box=(0.4, 0.5, 0.9, 1))],
@@ -135,22 +131,6 @@ def _unet(in_channels: int, out_channels: int) -> UNet2DConditionModel:
     )
 
 
-def _text_encoder(tokenizer, length: int = 77) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
 def _text_to_image() -> TextToImagePipeline:
     tokenizer = new_tokenizer(merges=200)
     vae = AutoencoderTiny(
@@ -161,7 +141,7 @@ def _text_to_image() -> TextToImagePipeline:
         latent_channels=4,
     )
     return TextToImagePipeline(
-        _unet(4, 4), vae, _text_encoder(tokenizer), tokenizer, noise_schedule()
+        _unet(4, 4), vae, text_encoder(tokenizer, 77), tokenizer, noise_schedule()
     )
 
 
@@ -193,52 +173,3 @@ def _judge() -> Judge:
             add_attention=False,
         )
     )
-
-
-def tiny_stable_diffusion(
-    folder: Path, length: int = 77, bins: int = 0, levels: int = 4, side: int = 8
-) -> Path:
-    """Stable Diffusion's own classes in its official layout, with the schedule that the released
-    version 1.5 has, and no word of this project.
-
-    length, bins: of its tokenizer, as ReCo's weights are published. levels: of the U-Net and the
-    autoencoder, so that an image has side * 2 ** (levels - 1) pixels.
-    """
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(merges=100, length=length)
-    tokenizer.add_tokens([f"<bin{number:03d}>" for number in range(bins)])
-    blocks = {"block_out_channels": (8,) * levels, "norm_num_groups": 4}
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        **blocks,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
-        sample_size=side * 2 ** (levels - 1),
-        **blocks,
-    )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=_text_encoder(tokenizer, length),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder

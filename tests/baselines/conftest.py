@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from spatext_lab.course import stand_in
 from spatext_lab.diffusion import noise_schedule
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
-from tests.tiny import WIDTH, tiny_stable_diffusion
+from tests.tiny import WIDTH
 
 POCKET_SHAPE = {
     "sample_size": 16,
@@ -26,7 +27,7 @@ POCKET_SHAPE = {
 
 @pytest.fixture(scope="session")
 def stable_diffusion(tmp_path_factory) -> Path:
-    return tiny_stable_diffusion(tmp_path_factory.mktemp("sd"), levels=3, side=16)
+    return stand_in.stable_diffusion(tmp_path_factory.mktemp("sd"), levels=3, side=16)
 
 
 @pytest.fixture(scope="session", params=["pocket", "stable-diffusion"])

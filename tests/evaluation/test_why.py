@@ -13,6 +13,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from spatext_lab import zoo
+from spatext_lab.course import stand_in
 from spatext_lab.diffusion import UNetDenoiser, training_loss
 from spatext_lab.evaluation.why import Report, diagnose, held_out, load, why
 from spatext_lab.evaluation.why import losses as inner
@@ -31,7 +32,7 @@ from spatext_lab.evaluation.why.verdict import causes, effect, findings
 from spatext_lab.images import encode, to_tensor
 from spatext_lab.reco.text_encoder import INITS
 from spatext_lab.scene import Region, Scene
-from tests.tiny import tiny_model, tiny_stable_diffusion
+from tests.tiny import tiny_model
 
 COCO = Path(__file__).parents[2] / "data" / "pocket-coco"
 EDGES = edges(1000)
@@ -382,14 +383,14 @@ def test_a_tokenizer_that_is_too_large_is_named(tiny, tmp_path):
 
 
 def test_models_without_a_layout_say_so(tiny, tmp_path):
-    plain = tiny_stable_diffusion(tmp_path / "sd")
+    plain = stand_in.stable_diffusion(tmp_path / "sd")
     for folder in (tiny / "text-to-image", tiny / "reco-words", plain):
         with pytest.raises(ValueError, match="this model has no layout, only a caption"):
             why(folder)
 
 
 def test_published_reco_weights_are_read(tmp_path, two_bins):
-    folder = tiny_stable_diffusion(tmp_path / "sd", length=154, bins=64, levels=2)
+    folder = stand_in.stable_diffusion(tmp_path / "sd", length=154, bins=64, levels=2)
     report = why(folder, scenes=8)
     assert report.noun == "boxes"
     assert report.findings[0].state == "unused"

@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch.testing import assert_close
 
+from spatext_lab.course import stand_in
 from spatext_lab.diffusion import initial_noise
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import to_bin
@@ -25,7 +26,7 @@ from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.widen import widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training.recipes.reco.start import build_model
-from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model, tiny_stable_diffusion
+from tests.tiny import BARE, OTHER, SCENE, WIDTH, final, tiny_model
 
 SHAPE, LENGTH, BINS = (4, 16, 16), 154, 64
 MOVED = Scene(
@@ -151,7 +152,7 @@ def published(tmp_path_factory) -> Path:
     """A folder as others publish ReCo's weights: Stable Diffusion's own classes, a tokenizer with a
     thousand bins, a longer table of positions, no word of this project."""
     folder = tmp_path_factory.mktemp("published")
-    return tiny_stable_diffusion(folder, LENGTH, bins=1000, levels=2, side=16)
+    return stand_in.stable_diffusion(folder, length=LENGTH, bins=1000, levels=2, side=16)
 
 
 def test_published_weights_give_what_diffusers_gives_for_their_prompt(published):

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spatext_lab import zoo
+from spatext_lab.course import stand_in
 from spatext_lab.diffusion import initial_noise
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
@@ -39,7 +40,7 @@ from spatext_lab.spatext.prior import LinearPrior
 from spatext_lab.spatext.widen import narrow_input
 from spatext_lab.text_to_image import base
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from tests.tiny import BARE, OTHER, SCENE, final, tiny_model, tiny_stable_diffusion
+from tests.tiny import BARE, OTHER, SCENE, final, tiny_model
 
 KINDS = {
     "text-to-image": TextToImagePipeline,
@@ -780,7 +781,7 @@ def test_a_folders_own_scheduler_is_kept(fresh, scheduler, tmp_path):
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory) -> Path:
-    return tiny_stable_diffusion(tmp_path_factory.mktemp("sd"), levels=2, side=16)
+    return stand_in.stable_diffusion(tmp_path_factory.mktemp("sd"), levels=2, side=16)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
-from open_clip.model import CLIP
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from spatext_lab.course import stand_in
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.prompts import write_bins
 from spatext_lab.scene import Region, Scene
@@ -22,10 +22,8 @@ from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training.recipes import reco, spatext
 from spatext_lab.training.recipes.reco import views as reco_views
 from spatext_lab.training.run import run
-from tests.tiny import tiny_stable_diffusion
 
 COCO = Path(__file__).resolve().parents[2] / "data" / "pocket-coco"
-D = 24  # of CLIP's embeddings, 768 in the real one
 SCENE = Scene("a red ball in a meadow", [Region("a red ball", box=(0.2, 0.2, 0.7, 0.8))])
 
 
@@ -44,18 +42,7 @@ def models(sd: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory) -> Path:
     """models/sd15 with everything as the real one has it, only small."""
-    root = tmp_path_factory.mktemp("models") / "sd15"
-    tiny_stable_diffusion(root / "text-to-image")
-    vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
-    words = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
-    model = {"embed_dim": D, "vision_cfg": vision, "text_cfg": words}
-    place = root / "spatext" / "clip"
-    place.mkdir(parents=True)
-    preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
-    config = {"model_cfg": model, "preprocess_cfg": preprocess}
-    (place / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(CLIP(**model).state_dict(), place / "open_clip_model.safetensors")
-    return root
+    return stand_in.write(tmp_path_factory.mktemp("models") / "sd15")
 
 
 def test_stable_diffusions_folder_is_read_with_its_own_schedule(sd):
@@ -75,13 +62,13 @@ def test_the_whole_path(sd, tmp_path, monkeypatch):
         out = run("spatext", steps=2, data=COCO, base="sd15", out=tmp_path / "mine", device="cpu")
     model = SpaTextPipeline.from_pretrained(out)
     assert model.prior is None
-    assert model.unet.config.in_channels == 4 + D
+    assert model.unet.config.in_channels == 4 + stand_in.EMBEDDING_DIM
     before = load_file(sd / "text-to-image" / "unet" / "diffusion_pytorch_model.safetensors")
     after = model.unet.state_dict()
     assert after["conv_in.weight"][:, 4:].abs().sum() > 0
     assert set(before) == set(after)
     condition = model.condition([SCENE])
-    assert condition.st_map.shape == (1, D, 8, 8)
+    assert condition.st_map.shape == (1, stand_in.EMBEDDING_DIM, 8, 8)
     assert condition.text.shape == (1, 77, 16)
     assert model(SCENE, num_inference_steps=2).images[0].size == (64, 64)
     card = json.loads((out / "card.json").read_text())
