@@ -30,6 +30,7 @@ class Choice:
     min_area: float
     regions: tuple[int, int]
     boxes: bool
+    captions: bool
     check_images: bool
 
 

@@ -47,7 +47,10 @@ class CocoItem:
 
     @property
     def scene(self) -> Scene:
-        """First caption, and one mask region of the image's size per segment, largest first."""
+        """First caption, and one mask region of the image's size per segment, largest first.
+
+        Without a caption it is the empty one.
+        """
         return self._scene([decode(region.rle) for region in self.regions])
 
     def image(self) -> Image.Image:
@@ -78,7 +81,7 @@ class CocoItem:
     def _scene(self, masks: list[np.ndarray | None]) -> Scene:
         pairs = zip(self.regions, masks, strict=True)
         kept = [Region(region.text, mask=mask) for region, mask in pairs if mask is not None]
-        return Scene(self.captions[0], kept)
+        return Scene(self.captions[0] if self.captions else "", kept)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def read_coco(
     limit: int | None = None,
     seed: int = 0,
     boxes: bool = False,
+    captions: bool = True,
     check_images: bool = True,
 ) -> CocoSubset:
     """Read a subset of ROOT, a folder in the official 2017 layout.
@@ -78,11 +79,13 @@ def read_coco(
                       5 BY-SA, 6 BY-ND, 7 no known restrictions, 8 US Government); None: all, and
                       any other. An image's licence is judged by the name and address in its file.
         min_area:     a region's least visible fraction of the image, in [0, 1).
-        regions:      (least, most) regions of an image; of more the largest are kept.
+        regions:      (least, most) regions of an image; of more the largest are kept. With 0 as
+                      the least, images without one are kept too.
         categories:   names of the categories that may become regions; None: all.
         limit:        number of images at most, chosen at random; None: all.
         seed:         of the limit's choice.
         boxes:        read an annotation that has a box and no mask as a rectangle (for ReCo).
+        captions:     leave out images without a caption; else they have none.
         check_images: decode every selected image once, so that a damaged one is found now.
 
     Returns:
@@ -98,7 +101,7 @@ def read_coco(
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
     choice = Choice(
-        root, split, licences, categories, float(min_area), regions, boxes, check_images
+        root, split, licences, categories, float(min_area), regions, boxes, captions, check_images
     )
     entries = read_index(choice, report)
     order = sorted(entries)
@@ -134,7 +137,7 @@ def _check_arguments(
         raise ValueError(f'split is {split!r}: write "train" or "val" (COCO 2017 has no other)')
     if not 0 <= min_area < 1:
         raise ValueError(f"min_area is {min_area}: write a fraction of the image, such as 0.05")
-    if not 1 <= regions[0] <= regions[1]:
+    if not 0 <= regions[0] <= regions[1] >= 1:
         raise ValueError(f"regions is {regions}: write (least, most), such as (1, 3)")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: write a number of images, or None for all")
@@ -148,7 +151,7 @@ def _item(entry: Entry, choice: Choice, report: CocoReport) -> CocoItem:
     record, licence = entry.record, entry.licence
     for reason, annotation in entry.left_out:
         report.leave_annotation(reason, record.file_name, annotation)
-    if entry.problem or not entry.captions:
+    if entry.problem or (choice.captions and not entry.captions):
         raise _LeftOut(entry.problem or "no caption")
     path = choice.root / f"{choice.split}2017" / record.file_name
     size = (record.height, record.width)

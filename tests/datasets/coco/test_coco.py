@@ -3,11 +3,9 @@
 
 import csv
 import json
-import os
 import tracemalloc
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +15,8 @@ from spatext_lab.datasets.coco import masks as coco_masks
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.coco.names import region_text
 from spatext_lab.datasets.coco.records import InstanceRecord, decoded, read_file
+from tests.photos import MINI, photo_folder
 
-BESIDE = Path(__file__).parents[3].parent / "shared" / "coco-mini"
-MINI = Path(os.environ.get("SPATEXT_COCO_MINI", BESIDE))
 needs_mini = pytest.mark.skipif(
     not (MINI / "annotations").is_dir(),
     reason="no real COCO photos here: set SPATEXT_COCO_MINI to a COCO 2017 folder",
@@ -196,7 +193,7 @@ def test_categories_become_texts_that_a_caption_would_have(category, text):
         ({"split": "train2017"}, 'split is \'train2017\': write "train" or "val"'),
         ({"min_area": 5}, "min_area is 5: write a fraction"),
         ({"regions": (3, 1)}, r"regions is \(3, 1\): write \(least, most\)"),
-        ({"regions": (0, 1)}, "regions"),
+        ({"regions": (0, 0)}, "regions"),
         ({"limit": 0}, "limit is 0"),
         ({"categories": ["moom"]}, "categories has 'moom'.*moon"),
     ],
@@ -325,3 +322,20 @@ def test_real_crowds_are_named_and_every_photo_is_credited():
             assert item.credit.source_url == truth[item.image_id]["flickr_url"]
             assert item.licence == int(truth[item.image_id]["licence_id"])
         assert len(report.credits_text().splitlines()) == len(subset.items)
+
+
+def test_photos_without_captions_or_regions_are_kept_on_demand(tmp_path):
+    """Of four photos one has no region, one no caption; a scene without a caption has "" for it."""
+    root = photo_folder(tmp_path / "photos")
+    kept = {
+        asked: [item.image_id for item in read_coco(root, "train", **dict(asked)).items]
+        for asked in (
+            (),
+            (("captions", False),),
+            (("regions", (0, 3)),),
+            (("captions", False), ("regions", (0, 3))),
+        )
+    }
+    assert list(kept.values()) == [[0, 1], [0, 1, 3], [0, 1, 2], [0, 1, 2, 3]]
+    bare = read_coco(root, "train", captions=False).items[-1]
+    assert (bare.scene.caption, len(bare.scene.regions)) == ("", 2)
