@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images and segments of a COCO 2017 folder may be selected, from its annotation files."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +32,7 @@ class Choice:
     boxes: bool
     captions: bool
     check_images: bool
+    supply: Callable[[Path], bool] | None = None
 
 
 class Segment(Struct, gc=False):

@@ -6,19 +6,19 @@ panoptic segments: Kirillov et al., "Panoptic Segmentation" (2019). Nothing that
 reading and nothing is lost silently: `CocoSubset.report` names it all.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from random import Random
 from typing import TypedDict
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spatext_lab.datasets.coco import masks
 from spatext_lab.datasets.coco.index import Choice, Entry, Segment, read_index
 from spatext_lab.datasets.coco.item import CocoItem, CocoRegion, CocoSubset
 from spatext_lab.datasets.coco.licences import FREE_LICENCES
+from spatext_lab.datasets.coco.photos import NotWhole, Unusable, check_photo
 from spatext_lab.datasets.coco.records import (
     LAYOUT,
     Broken,
@@ -28,7 +28,6 @@ from spatext_lab.datasets.coco.records import (
     read_file,
 )
 from spatext_lab.datasets.coco.report import CocoReport, Credit
-from spatext_lab.figures import to_image
 from spatext_lab.scene import rle
 
 BOX_ALONE = "a box and no mask: of use to ReCo alone (boxes=True)"
@@ -66,6 +65,7 @@ def read_coco(
     boxes: bool = False,
     captions: bool = True,
     check_images: bool = True,
+    supply: Callable[[Path], bool] | None = None,
 ) -> CocoSubset:
     """Read a subset of ROOT, a folder in the official 2017 layout.
 
@@ -87,6 +87,8 @@ def read_coco(
         boxes:        read an annotation that has a box and no mask as a rectangle (for ReCo).
         captions:     leave out images without a caption; else they have none.
         check_images: decode every selected image once, so that a damaged one is found now.
+        supply:       is called with the path of a photo or a panoptic PNG that is missing or
+                      damaged; may put it there, and says of a photo whether to count on it.
 
     Returns:
         The items in order of their image id, and a report on all that was left out.
@@ -101,7 +103,16 @@ def read_coco(
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
     choice = Choice(
-        root, split, licences, categories, float(min_area), regions, boxes, captions, check_images
+        root,
+        split,
+        licences,
+        categories,
+        float(min_area),
+        regions,
+        boxes,
+        captions,
+        check_images,
+        supply,
     )
     entries = read_index(choice, report)
     order = sorted(entries)
@@ -155,59 +166,32 @@ def _item(entry: Entry, choice: Choice, report: CocoReport) -> CocoItem:
         raise _LeftOut(entry.problem or "no caption")
     path = choice.root / f"{choice.split}2017" / record.file_name
     size = (record.height, record.width)
-    _check_image(path, size, choice.check_images)
+    _check_photo(path, size, choice)
     regions = _regions(entry, choice, report)
     if len(regions) < choice.regions[0]:
         raise _LeftOut(f"too few regions, fewer than {choice.regions[0]}")
-    source = str(record.flickr_url or record.coco_url or "")
+    urls = [str(url or "") for url in (record.flickr_url, record.coco_url)]
     return CocoItem(
         path=path,
         split=choice.split,
         image_id=record.id,
         size=size,
         licence=licence.number,
-        credit=Credit(record.file_name, licence.name, licence.url, source),
+        credit=Credit(record.file_name, licence.name, licence.url, *urls),
         captions=tuple(entry.captions),
         regions=tuple(regions),
         min_area=choice.min_area,
     )
 
 
-def _check_image(path: Path, size: tuple[int, int], decode: bool) -> None:
+def _check_photo(path: Path, size: tuple[int, int], choice: Choice) -> None:
     try:
-        with Image.open(path) as image:
-            stored = (image.height, image.width)
-            found = stored[::-1] if _is_turned(image) else stored
-            if decode and found == size:  # a damaged header could ask for any amount of memory
-                image.load()
-                _check_pixels(image)
-    except FileNotFoundError:
-        raise _LeftOut("image file is missing") from None
-    except UnidentifiedImageError:
-        raise _LeftOut("image format is not supported, or the file's header is damaged") from None
-    except _LeftOut:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types for a damaged file
-        cause = getattr(error, "strerror", None)  # the operating system's: no permission, ...
-        fault = f"cannot be read: {cause}" if cause else "is corrupt"
-        raise _LeftOut(f"image file {fault}") from None
-    if found != size:
-        if stored == size:
-            raise _LeftOut("its EXIF orientation turns the image, and its annotation does not")
-        raise _LeftOut("image has another size than its annotation says")
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF, as far as it stands in the header, exchanges height and width."""
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-
-
-def _check_pixels(image: Image.Image) -> None:
-    try:
-        to_image(image)
-    except ValueError as error:
-        reason = str(error).partition(",")[0]  # without the values, which differ by image
-        raise _LeftOut(f"{reason}: expected 8 or 16 bits a channel") from None
+        check_photo(path, size, decode=choice.check_images)
+    except NotWhole as fault:
+        if not (choice.supply and choice.supply(path)):
+            raise _LeftOut(str(fault)) from None
+    except Unusable as fault:
+        raise _LeftOut(str(fault)) from None
 
 
 def _regions(entry: Entry, choice: Choice, report: CocoReport) -> list[CocoRegion]:
@@ -275,9 +259,11 @@ def _outline(segment: Segment, entry: Entry, boxes: bool) -> tuple[dict, int]:
 
 
 def _panoptic_ids(entry: Entry, choice: Choice) -> np.ndarray:
-    folder = choice.root / "annotations" / f"panoptic_{choice.split}2017"
+    path = choice.root / "annotations" / f"panoptic_{choice.split}2017" / entry.panoptic
+    if choice.supply and not path.exists():
+        choice.supply(path)
     try:
-        ids = masks.panoptic_ids(folder / entry.panoptic)
+        ids = masks.panoptic_ids(path)
     except FileNotFoundError:
         raise _LeftOut("panoptic PNG is missing") from None
     except Exception:  # as for images

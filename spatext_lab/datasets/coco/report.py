@@ -15,7 +15,13 @@ class Credit:
     file_name: str
     licence: str  # the licence's name, from the annotation file
     licence_url: str
-    source_url: str  # where the image was published, "" if the file does not say
+    flickr_url: str  # where the image was published, "" if the file does not say
+    coco_url: str  # where COCO offers a copy, likewise
+
+    @property
+    def source_url(self) -> str:
+        """Where the image comes from, "" if the file does not say."""
+        return self.flickr_url or self.coco_url
 
 
 @dataclass
