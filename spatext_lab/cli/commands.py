@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,24 @@ def data_coco(args: argparse.Namespace) -> int:
     if args.out:
         _write(args.out, "".join(_scene_lines(subset.items)))
     return 0 if subset.items else complain("no photo passes; see the counts above", 1)
+
+
+def data_fetch(args: argparse.Namespace) -> int:
+    """Fetches a subset of COCO; exit code 1 if a part of it could not be had."""
+    from spatext_lab.datasets.coco.fetch import TransferError, fetch_coco
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    again = shlex.join(["spatext-lab", *args.words])
+    try:
+        report = fetch_coco(**given(args))
+    except TransferError as error:
+        return complain(f"{error}; to go on: {again}", 1)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; to go on: {again}") from None
+    print(report.text())
+    if report.failed:
+        return complain(f"{len(report.failed)} photos are missing; to try them again: {again}", 1)
+    return 0 if report.subset.items else complain("no photo passes; see the counts above", 1)
 
 
 def _scene_lines(items: Sequence[Any]) -> Iterator[str]:

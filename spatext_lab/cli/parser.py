@@ -23,6 +23,8 @@ from spatext_lab.cli.commands import complain, shown
 from spatext_lab.training.options import Option, names, options
 from spatext_lab.training.recipes import RECIPES
 
+CHOICE = "licences min_area regions categories limit seed"  # of photos, as read_coco takes it
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, with messages that are safe to print; "--flag=--" is refused as no value."""
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows "?" for it
             stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     if not sys.stderr.isatty():  # bars for loading would fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -88,6 +91,7 @@ def build_parser() -> Parser:
     sources = data.add_subparsers(metavar="SOURCE", required=True)
     _add_data_pocket(sources)
     _add_data_coco(sources)
+    _add_data_fetch(sources)
     for add in (
         _add_scene,
         _add_train,
@@ -129,9 +133,19 @@ def _add_data_coco(to: Any) -> None:
         "data coco --root coco --split val --licences 4 7 --categories dog cat --out dogs.jsonl"
     )
     command = _command(to, commands.data_coco, "coco", what, example)
-    wanted = "root split licences min_area regions categories limit seed"
-    _add_flags(command, _of("spatext_lab.datasets.coco.read", "read_coco", wanted))
+    found = _of("spatext_lab.datasets.coco.read", "read_coco", f"root split {CHOICE}")
+    _add_flags(command, found)
     command.add_argument("--out", type=Path, metavar="FILE", help="write one JSON line per photo")
+
+
+def _add_data_fetch(to: Any) -> None:
+    what = "fetch a subset of COCO 2017: annotations, then only its photos; goes on if interrupted"
+    example = "data fetch --root coco --split val --limit 100"
+    command = _command(to, commands.data_fetch, "fetch", what, example)
+    module = "spatext_lab.datasets.coco.fetch.run"
+    found = _of(module, "fetch_coco", "root split")
+    found |= _of("spatext_lab.datasets.coco.read", "read_coco", CHOICE)
+    _add_flags(command, found | _of(module, "fetch_coco", "panoptic mirror"))
 
 
 def _add_scene(to: Any) -> None:

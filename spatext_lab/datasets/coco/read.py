@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from random import Random
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -50,6 +50,20 @@ class PhotoChoice(TypedDict, total=False):
     licences: Collection[int] | None
     min_area: float
     categories: Collection[str]
+
+
+class SubsetChoice(PhotoChoice, total=False):
+    """Which photos of a COCO folder, and how many: what `read_coco` is asked for.
+
+    Args:
+        regions: (least, most) regions of a photo.
+        limit: number of photos at most, chosen at random.
+        seed: of the limit's choice.
+    """
+
+    regions: tuple[int, int]
+    limit: int | None
+    seed: int
 
 
 def read_coco(
@@ -98,7 +112,7 @@ def read_coco(
         ValueError: an argument, or an annotation file that is not whole JSON.
     """
     root = Path(root)
-    _check_arguments(split, min_area, regions, limit)
+    check_choice(split, min_area=min_area, regions=regions, limit=limit)
     if not root.is_dir():
         raise FileNotFoundError(f"root {root} is not a folder: {LAYOUT.format(split)}")
     report = CocoReport(f"{split}2017 in {root}")
@@ -141,9 +155,19 @@ def thing_names(root: str | PathLike, split: str) -> set[str]:
     return {record.name for record, _ in rows if not isinstance(record, Broken)}
 
 
-def _check_arguments(
-    split: str, min_area: float | int, regions: tuple[int, int], limit: int | None
+def check_choice(
+    split: str,
+    *,
+    min_area: float | int = 0.0,
+    regions: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    **others: Any,
 ) -> None:
+    """Refuse what no folder can fulfil.
+
+    Raises:
+        ValueError: which argument of `read_coco`, and its right form.
+    """
     if split not in ("train", "val"):
         raise ValueError(f'split is {split!r}: write "train" or "val" (COCO 2017 has no other)')
     if not 0 <= min_area < 1:

@@ -67,7 +67,7 @@ class CocoReport:
             for reason, found in self.annotations.items()
         }
         first = f"{self.where}: {self.found} images, kept {self.kept} with {self.regions} regions"
-        return _printable(
+        return printable(
             [
                 first,
                 *self.notes,
@@ -78,13 +78,13 @@ class CocoReport:
 
     def credits_text(self) -> str:
         """One line for each image kept: name, licence and its address, where it comes from."""
-        return _printable(
+        return printable(
             "  ".join(filter(None, (c.file_name, c.licence, c.licence_url, c.source_url)))
             for c in self.credits
         )
 
 
-def _printable(lines: Iterable[str]) -> str:
+def printable(lines: Iterable[str]) -> str:
     """The lines, with the control characters of foreign names escaped: a terminal obeys them."""
     return "\n".join(
         "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

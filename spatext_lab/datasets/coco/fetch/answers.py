@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server's answer means: the file, another attempt later, or none at all."""
+
+import random
+import re
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+SCHEMES = ("http", "https")
+_LATER = {408, 425, 429, 500, 502, 503, 504}  # of these a second request may be answered
+
+
+class TransferError(OSError):
+    """A file cannot be had; the message says why."""
+
+
+class Again(Exception):
+    """An attempt failed, and another one may not; `wait`: seconds that the server asks for."""
+
+    def __init__(self, what: str, wait: float = 0.0):
+        super().__init__(what)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, and how often to try again.
+
+    Args:
+        attempts: in a row without a new byte, the first one included.
+        first: seconds, the longest pause after one failure; doubled with each more.
+        longest: seconds, of any pause.
+        silence: seconds without a byte, after which a connection is given up.
+        asked: seconds, the longest wait that a server may ask for (Retry-After).
+    """
+
+    attempts: int = 6
+    first: float = 1.0
+    longest: float = 60.0
+    silence: float = 30.0
+    asked: float = 300.0
+
+    def pause(self, failed: int) -> float:
+        """Seconds after so many failures: random, so that eight do not come back at once."""
+        return random.uniform(0, min(self.longest, self.first * 2 ** (failed - 1)))
+
+
+def refuse_redirect(answer: httpx.Response) -> None:
+    """Lets no redirect lead out of http and https, nor from https to http.
+
+    Raises:
+        TransferError: it does.
+    """
+    if not answer.has_redirect_location:
+        return
+    target = urljoin(str(answer.url), answer.headers["location"])
+    scheme = urlsplit(target).scheme
+    if scheme not in SCHEMES or (answer.url.scheme == "https" and scheme == "http"):
+        raise TransferError(f"redirected from {answer.url.scheme} to {target:.200}: refused")
+
+
+def refuse_status(answer: httpx.Response) -> None:
+    """Lets 200 and 206 pass.
+
+    Raises:
+        Again: the server is busy, or was.
+        TransferError: it does not have the file, or does not give it.
+    """
+    code = answer.status_code
+    if code in (200, 206):
+        if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
+            raise TransferError(f"sent as {coding}, which was not asked for")
+        return
+    known = code in HTTPStatus._value2member_map_
+    name = f"{code} {HTTPStatus(code).phrase}" if known else f"status {code}"
+    if code in _LATER:
+        raise Again(name, retry_after(answer.headers.get("retry-after", "")))
+    raise TransferError(name)
+
+
+def refuse_web_page(answer: httpx.Response, beginning: bytes) -> None:
+    """Names the page that a proxy, a login or a hotel's network sends in place of any file.
+
+    Raises:
+        TransferError: it is one.
+    """
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    looks = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower()
+    if kind in ("text/html", "application/xhtml+xml") or looks.startswith((b"<!doctype", b"<html")):
+        title = re.search(rb"<title[^>]*>(.*?)</title", beginning, re.IGNORECASE | re.DOTALL)
+        named = f' "{" ".join(title[1].decode(errors="replace").split()):.80}"' if title else ""
+        raise TransferError(
+            f"a web page{named} came from {answer.url.host} in place of the file: "
+            "a proxy, or a network that wants a login first?"
+        )
+
+
+def retry_after(text: str) -> float:
+    """Seconds from a Retry-After header: a number or a date; 0 if it is neither."""
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
