@@ -211,6 +211,16 @@ def _pycocotools():
     return coco_mask.decode(coco_mask.encode(mask)).tolist(), mask.tolist()
 
 
+@_package("httpx", "an answer read, without a network", "httpx", "tenacity")
+def _httpx():
+    import httpx
+    import tenacity
+
+    server = httpx.MockTransport(lambda request: httpx.Response(200, text="yes"))
+    with httpx.Client(transport=server) as client:
+        return tenacity.Retrying()(client.get, "http://localhost").text, "yes"
+
+
 @_package("matplotlib", "a figure drawn", "matplotlib", "pillow")
 def _matplotlib():
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -11,6 +11,8 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from spatext_lab.datasets.coco.fetch.part import Note
+
 SCHEMES = ("http", "https")
 _LATER = {408, 425, 429, 500, 502, 503, 504}  # of these a second request may be answered
 
@@ -108,3 +110,32 @@ def retry_after(text: str) -> float:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return 0.0
+
+
+def judged(error: httpx.HTTPError) -> Exception:
+    """What httpx raised, as worth another attempt or not."""
+    what = f"{error}" or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.TooManyRedirects):
+        return TransferError(what)
+    if "CERTIFICATE_VERIFY_FAILED" in what:
+        return TransferError(f"its certificate is not valid: {what}")
+    return Again(what)
+
+
+def note_of(url: str, answer: httpx.Response) -> Note:
+    """What a whole answer says of the file."""
+    length = answer.headers.get("content-length", "")
+    return Note(
+        url,
+        answer.headers.get("etag", ""),
+        answer.headers.get("last-modified", ""),
+        int(length) if length.isdecimal() else None,
+    )
+
+
+def continues(answer: httpx.Response, size: int, note: Note) -> bool:
+    """Whether a 206 is the rest of this very file."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+    etag = answer.headers.get("etag", note.etag)
+    whole = found and found[2] in ("*", str(note.length))
+    return bool(whole) and int(found[1]) == size and etag == note.etag

@@ -5,7 +5,6 @@ HTTP as in RFC 9110: section 10.2.3 Retry-After, 13.1.5 If-Range, 14 range reque
 status 416. Whatever a server does, a file has its name only when it is whole and was checked.
 """
 
-import re
 import ssl
 import time
 from collections.abc import Callable
@@ -22,6 +21,9 @@ from spatext_lab.datasets.coco.fetch.answers import (
     Again,
     Patience,
     TransferError,
+    continues,
+    judged,
+    note_of,
     refuse_redirect,
     refuse_status,
     refuse_web_page,
@@ -110,7 +112,7 @@ class Downloader:
             if (note := part.note(url)) is None or part.size != note.length:
                 self._transfer(url, part, note, watch)
         except httpx.HTTPError as error:
-            raise _judged(error) from None
+            raise judged(error) from None
         except httpx.InvalidURL as error:
             raise TransferError(f"not an address: {error}") from None
         except Again as error:
@@ -143,9 +145,9 @@ class Downloader:
                 raise Again("the server's file is another one by now")
             refuse_status(answer)
             if answer.status_code != 206:
-                note = _noted(url, answer)
+                note = note_of(url, answer)
                 part.begin(note)
-            elif note is None or not _continues(answer, part.size, note):
+            elif note is None or not continues(answer, part.size, note):
                 part.discard()
                 raise Again("the server went on with other bytes than were asked for")
             self._append(answer, part, note, watch)
@@ -201,31 +203,3 @@ class _Tries:
 
     def over(self, state: tenacity.RetryCallState) -> bool:
         return self.failed >= self._patience.attempts
-
-
-def _judged(error: httpx.HTTPError) -> Exception:
-    """What httpx raised, as worth another attempt or not."""
-    what = f"{error}" or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.TooManyRedirects):
-        return TransferError(what)
-    if "CERTIFICATE_VERIFY_FAILED" in what:
-        return TransferError(f"its certificate is not valid: {what}")
-    return Again(what)
-
-
-def _noted(url: str, answer: httpx.Response) -> Note:
-    length = answer.headers.get("content-length", "")
-    return Note(
-        url,
-        answer.headers.get("etag", ""),
-        answer.headers.get("last-modified", ""),
-        int(length) if length.isdecimal() else None,
-    )
-
-
-def _continues(answer: httpx.Response, size: int, note: Note) -> bool:
-    """Whether a 206 is the rest of this very file."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
-    etag = answer.headers.get("etag", note.etag)
-    whole = found and found[2] in ("*", str(note.length))
-    return bool(whole) and int(found[1]) == size and etag == note.etag
