@@ -99,6 +99,14 @@ def _scene_lines(items: Sequence[Any]) -> Iterator[str]:
         yield json.dumps({**known, "captions": list(item.captions), "scene": scene}) + "\n"
 
 
+def models_fetch(args: argparse.Namespace) -> int:
+    """Downloads a known model."""
+    from spatext_lab.zoo.fetch import fetch
+
+    fetch(args.name, **given(args))
+    return 0
+
+
 def scene(args: argparse.Namespace) -> int:
     """Writes the scene of a photo, its regions found by a segmenter."""
     _check_file(args.out)

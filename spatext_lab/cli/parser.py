@@ -92,6 +92,8 @@ def build_parser() -> Parser:
     _add_data_pocket(sources)
     _add_data_coco(sources)
     _add_data_fetch(sources)
+    models = to.add_parser("models", help="fetch models", **_epilog("models fetch --help"))
+    _add_models_fetch(models.add_subparsers(metavar="ACTION", required=True))
     for add in (
         _add_scene,
         _add_train,
@@ -146,6 +148,15 @@ def _add_data_fetch(to: Any) -> None:
     found = _of(module, "fetch_coco", "root split")
     found |= _of("spatext_lab.datasets.coco.read", "read_coco", CHOICE)
     _add_flags(command, found | _of(module, "fetch_coco", "panoptic mirror"))
+
+
+def _add_models_fetch(to: Any) -> None:
+    what = "download a model from the Hugging Face hub, whole and checked, into ./models"
+    command = _command(to, commands.models_fetch, "fetch", what, "models fetch sd15 --accept")
+    module = "spatext_lab.zoo.fetch"
+    known = names(module, "MODELS")
+    command.add_argument("name", choices=known, metavar="MODEL", help=", ".join(known))
+    _add_flags(command, _of(module, "fetch", "out accept endpoint revision"))
 
 
 def _add_scene(to: Any) -> None:

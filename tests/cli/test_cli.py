@@ -19,7 +19,7 @@ from spatext_lab.scene import Region, Scene
 
 COMMANDS = (
     *("", "doctor", "data", "data pocket", "data coco"),
-    *("scene", "train", "sample", "evaluate", "ablation", "why", "tour"),
+    *("models", "models fetch", "scene", "train", "sample", "evaluate", "ablation", "why", "tour"),
     *("study", "study make", "study collect"),
 )
 

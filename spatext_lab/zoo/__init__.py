@@ -14,7 +14,7 @@ SUMS = "SHA256SUMS"
 # Settings of transformers, diffusers and peft that name code or models from elsewhere.
 CODE_KEYS = {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"}
 CODE_KEYS |= {"_module", "base_model_name_or_path"}
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]  # the package
 # A checkout has data/ beside the package; an installed wheel carries a copy inside it.
 _DATA = (_HERE.parent / "data", _HERE / "_data")
 _POCKETS = tuple(place / "pocket" for place in _DATA)
@@ -38,9 +38,11 @@ def folder(model: str = "pocket", part: str = "") -> Path:
     Args:
         model: "pocket", the shipped one; a name under ./models or the checkout's models/ (a
             notebook runs elsewhere); or a path. All have the same layout: `models/sd15` is the
-            classroom's, with Stable Diffusion 1.5 in `text-to-image` and OpenCLIP ViT-L/14 in
-            `spatext/clip`. The folder of a single pipeline, as `train` writes it, is its own part.
+            classroom's (`spatext-lab models fetch sd15`), with Stable Diffusion 1.5 in
+            `text-to-image` and OpenCLIP ViT-L/14 in `clip`. The folder of a single pipeline, as
+            `train` writes it, is its own part.
         part: "text-to-image", "spatext", "spatext/clip", "reco", "judge" ...; "" for the whole.
+            What "spatext" has not got yet lies beside it: "spatext/clip" is read from `clip`.
 
     Raises:
         FileNotFoundError: where the model or the part is missing.
@@ -63,7 +65,10 @@ def folder(model: str = "pocket", part: str = "") -> Path:
     if (place / "model_index.json").is_file() and "/" not in part:
         part = ""
     if not (place / part).is_dir():
-        raise FileNotFoundError(f"{place} has no folder {part!r}")
+        beside = Path(part).name
+        if "/" not in part or not (place / beside).is_dir():
+            raise FileNotFoundError(f"{place} has no folder {part!r}")
+        part = beside
     names = Path(part).parts
     for k in range(len(names) + 1):  # the whole may be sealed, and a part that `train` wrote
         if problems := verify(place.joinpath(*names[:k]), "/".join(names[k:])):
