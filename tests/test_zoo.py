@@ -172,6 +172,16 @@ def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path,
     assert zoo.folder("sd15").resolve() == here / "models" / "sd15"
 
 
+def test_what_spatext_has_not_got_yet_lies_beside_it(model):
+    """A base has its CLIP before it has a SpaText."""
+    (model / "clip").mkdir()
+    assert zoo.folder(str(model), "spatext/clip") == model / "clip"
+    (model / "spatext" / "clip").mkdir()
+    assert zoo.folder(str(model), "spatext/clip") == model / "spatext" / "clip"
+    with pytest.raises(FileNotFoundError, match="has no folder 'spatext/prior'"):
+        zoo.folder(str(model), "spatext/prior")
+
+
 @pytest.mark.usefixtures("as_for_users")
 @pytest.mark.parametrize("part", ["..", "../other", "spatext/../../other", None])
 def test_a_part_lies_within_its_model(model, part):

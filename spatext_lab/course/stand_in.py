@@ -26,9 +26,9 @@ EMBEDDING_DIM = 24  # of OpenCLIP's embeddings; 768 in the real one
 
 
 def write(root: Path) -> Path:
-    """Writes root/text-to-image and root/spatext/clip, which is all that `--base` reads."""
+    """Writes root/text-to-image and root/clip, as `models fetch sd15` does."""
     stable_diffusion(root / "text-to-image")
-    open_clip(root / "spatext" / "clip")
+    open_clip(root / "clip")
     return root
 
 

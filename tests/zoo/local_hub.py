@@ -13,10 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import torch
-from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import tiny_stable_diffusion
+from spatext_lab.course import stand_in
 
 LARGE = (".safetensors", ".bin", ".ckpt")
 SD, OPEN_CLIP, RECO = (
@@ -175,7 +174,7 @@ def serving(repositories: dict[str, Repository]) -> Iterator[Hub]:
 def stable_diffusion(folder: Path, **shape: int) -> Repository:
     """Stable Diffusion 1.5's repository: weights in both precisions, pickles, further parts, and
     the names of weights that the library had when it was released."""
-    tiny_stable_diffusion(folder, **shape)
+    stand_in.stable_diffusion(folder, **shape)
     _old_names(folder / "text_encoder" / "model.safetensors")
     _old_tokenizer(folder / "tokenizer")
     for path in sorted(folder.glob("*/*.safetensors")):
@@ -229,17 +228,9 @@ def _old_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def open_clip(folder: Path, width: int = 24) -> Repository:
+def open_clip(folder: Path) -> Repository:
     """OpenCLIP's repository: its own layout and transformers', the latter unused here."""
-    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
-    config = {
-        "model_cfg": {"embed_dim": width, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-    }
-    folder.mkdir(parents=True)
-    save_file(CLIP(**config["model_cfg"]).state_dict(), folder / "open_clip_model.safetensors")
-    files = read(folder) | {"open_clip_config.json": json.dumps(config).encode()}
+    files = read(stand_in.open_clip(folder))
     return Repository(files | {"pytorch_model.bin": b"not wanted", "config.json": b"{}"})
 
 
