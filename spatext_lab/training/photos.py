@@ -2,17 +2,17 @@
 """Photos of a COCO folder as training data, and those of val2017 as images to measure on."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from spatext_lab.datasets.coco import CocoItem, PhotoChoice, read_coco
-from spatext_lab.datasets.photo_views import image_view
-from spatext_lab.images import to_tensor
+from spatext_lab.datasets.photo_views import PhotoView, close_view, wide_view
+from spatext_lab.datasets.pocket import SIZE
+from spatext_lab.datasets.pocket.pretraining import CROP, View
 from spatext_lab.training.ahead import Ahead, renderers
 
 SEGMENTS = 20  # of a photo at most, the largest
@@ -55,19 +55,29 @@ def held_out_squares(
     return np.array(squares, np.uint8).reshape(-1, size, size, 3)
 
 
-def image_batches(
-    photos: Sequence[CocoItem], size: int, batch: int, seed: int, device: str
-) -> Callable[[int], Float[Tensor, "batch 3 size size"]]:
-    """A function from the step to its random views of photos, in [-1, 1].
+def batches(view: Callable[[int], Any], batch: int, device: str) -> Callable[[int], list]:
+    """A function from the step to its views.
 
-    On a GPU ("cuda") other processes cut the next views out.
+    Args:
+        view: from a number to the view; a partial of a function of a module.
+        batch: views a step.
+        device: on a GPU ("cuda") other processes cut the next views out.
     """
-    view = partial(image_view, photos=photos, size=size, seed=seed)
     source = Ahead(view, BLOCK * batch, renderers(device))
     block = lru_cache(maxsize=1)(source.block)
+    return lambda step: block(step // BLOCK)[step % BLOCK * batch :][:batch]
 
-    def images(step: int) -> Float[Tensor, "batch 3 size size"]:
-        first = step % BLOCK * batch
-        return to_tensor(block(step // BLOCK)[first : first + batch])
 
-    return images
+def small_photo(number: int, seed: int, photos: Sequence[CocoItem]) -> View:
+    """View `number` of half the pocket's size: a close-up of a segment, or most of a photo."""
+    kind = close_view if number % 2 else wide_view
+    return _as_pocket(kind(number, seed, photos, CROP))
+
+
+def large_photo(number: int, seed: int, photos: Sequence[CocoItem]) -> View:
+    """View `number` of the pocket's size: most of a photo."""
+    return _as_pocket(wide_view(number, seed, photos, SIZE))
+
+
+def _as_pocket(view: PhotoView) -> View:
+    return View(view.image, view.captions, view.labels > 0, view.window)

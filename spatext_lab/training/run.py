@@ -63,8 +63,9 @@ def run(
         FileNotFoundError: nothing to resume.
     """
     recipe = _recipe(name, options)
-    steps = recipe.plan.steps if steps is None else steps
-    plan = replace(recipe.plan, seed=seed, steps=steps)
+    plan = recipe.budget(options)
+    steps = plan.steps if steps is None else steps
+    plan = replace(plan, seed=seed, steps=steps)
     device_of(device)
     out = Path(out or f"outputs/train/{name}")
     _refuse_foreign(out, name)

@@ -26,6 +26,7 @@ class Recipe:
     use: str  # intended use, for the card
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
     gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
+    photos: Plan | None = None  # of a run on photos, where that is another
 
     @property
     def home(self) -> str:
@@ -37,6 +38,10 @@ class Recipe:
         """What `make` takes beside the plan and the device."""
         found = options(self.home, "make")
         return {name: each for name, each in found.items() if name not in ("plan", "device")}
+
+    def budget(self, given: dict[str, Any]) -> Plan:
+        """The plan of a run with these options: `photos` where it has `data`."""
+        return self.photos if self.photos and given.get("data") else self.plan
 
     def make(self, plan: Plan, device: str, **given: Any) -> "Job":
         """Builds the module and its data; takes minutes where latents have to be cached.
@@ -54,7 +59,8 @@ RECIPES = {
         "autoencoder",
         Plan(steps=6500, lr=2e-3, weight_decay=1e-4),
         0.2,
-        "encodes 64 x 64 pocket images as 16 x 16 x 4 latents and decodes them",
+        "encodes 64 x 64 images as 16 x 16 x 4 latents and decodes them",
+        photos=Plan(steps=1500, lr=1e-3, weight_decay=1e-4),
     ),
     "decoder": Recipe(
         "decoder",

@@ -2,6 +2,7 @@
 """The pocket autoencoder: 64 x 64 x 3 images to 16 x 16 x 4 latents of unit variance and back."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.datasets.coco import PhotoChoice
+from spatext_lab.datasets.photo_views import image_view
 from spatext_lab.datasets.pocket import SIZE, pocket_item
 from spatext_lab.evaluation.metrics import psnr
 from spatext_lab.images import decode, encode, to_tensor, to_unit
 from spatext_lab.scene import files
 from spatext_lab.training.cache import pocket_images
 from spatext_lab.training.job import Job, save_half
-from spatext_lab.training.photos import held_out_squares, image_batches, training_photos
+from spatext_lab.training.photos import batches, held_out_squares, training_photos
 from spatext_lab.training.plan import Plan, device_of
 
 BATCH = 8
@@ -73,7 +75,9 @@ def make(
         images, phrase = pocket_batches(batch), f"pocket scenes train 0-{plan.steps * batch - 1}"
     else:
         photos, phrase = training_photos(data, pixels_alone=True, **choice)
-        images = image_batches(photos, SIZE, batch, plan.seed, device_of(device))
+        view = partial(image_view, seed=plan.seed, photos=photos, size=SIZE)
+        views = batches(view, batch, device_of(device))
+        images = lambda step: to_tensor(views(step))  # noqa: E731
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         shown = images(step).to(vae.device).contiguous(memory_format=torch.channels_last)

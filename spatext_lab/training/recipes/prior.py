@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prior of the pocket CLIP: text to image embeddings, by diffusion and by ridge regression."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
+import numpy as np
 import torch
 from diffusers import PriorTransformer
 from jaxtyping import Float
 from torch import Tensor
 
 from spatext_lab.clip import Clip
-from spatext_lab.datasets.pocket import pocket_item
+from spatext_lab.datasets.coco import CocoItem, PhotoChoice
+from spatext_lab.datasets.photo_views import wide_view
+from spatext_lab.datasets.pocket import SIZE, pocket_item
 from spatext_lab.diffusion import drop_conditions, noise_schedule, training_loss
 from spatext_lab.figures.progress import Progress
 from spatext_lab.images import to_tensor, to_unit
@@ -17,9 +22,15 @@ from spatext_lab.spatext.prior import DiffusionPrior, LinearPrior, PriorDenoiser
 from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, part, save_half
 from spatext_lab.training.loop import Plan
+from spatext_lab.training.photos import training_photos
 
 BATCH, SCENES, DROP = 256, 12_000, 0.1
+VIEWS = 16  # of a photo
 MIN_AREA = 0.02  # smaller segments are left out, as in SpaText's own recipe
+
+
+View = tuple[np.ndarray, list[np.ndarray], list[str]]  # image, masks, their texts and a caption
+Pairs = tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
 
 
 def new_transformer(width: int) -> PriorTransformer:
@@ -36,30 +47,66 @@ def new_transformer(width: int) -> PriorTransformer:
 
 
 @torch.no_grad()
-def pairs(clip: Clip, scenes: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """(text embeddings, image embeddings) of training scenes' segments and whole images."""
+def pairs(clip: Clip, views: Iterable[View], total: int) -> Pairs:
+    """(text embeddings, image embeddings) of views' segments and of whole views.
+
+    Args:
+        total: how many views there are, for the progress bar.
+    """
     text, image = [], []
-    for i in Progress(range(scenes), desc="caching", unit="image"):
-        item = pocket_item("train", i)
-        segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
-        whole = to_unit(to_tensor([item.image]))
-        masks = torch.stack([torch.from_numpy(s.mask.copy()) for s in segments])
-        crops = clip.encode_segments(whole.expand(len(segments), -1, -1, -1), masks)
-        caption = item.captions[i % len(item.captions)]
-        text.append(clip.encode_text([*(s.text for s in segments), caption]))
-        image += [crops, clip.encode_images(whole.to(clip.device))]
+    for pixels, masks, texts in Progress(views, total=total, desc="caching", unit="image"):
+        whole = to_unit(to_tensor([pixels]))
+        if len(masks):
+            shown = torch.from_numpy(np.stack(masks))
+            image.append(clip.encode_segments(whole.expand(len(masks), -1, -1, -1), shown))
+        text.append(clip.encode_text(texts))
+        image.append(clip.encode_images(whole.to(clip.device)))
     return torch.cat(text).cpu(), torch.cat(image).cpu()
 
 
-def make(plan: Plan, device: str, *, clip: Path | None = None) -> Job:
+def pocket_views() -> Iterator[View]:
+    """Training scenes, one of their captions in turn."""
+    for i in range(SCENES):
+        item = pocket_item("train", i)
+        segments = [s for s in item.segments if s.mask.mean() >= MIN_AREA]
+        caption = item.captions[i % len(item.captions)]
+        yield item.image, [s.mask for s in segments], [*(s.text for s in segments), caption]
+
+
+def photo_views(photos: Sequence[CocoItem], size: int, seed: int) -> Iterator[View]:
+    """VIEWS views for each photo, at most as many as pocket scenes."""
+    for i in range(min(SCENES, VIEWS * len(photos))):
+        view = wide_view(i, seed, photos, size)
+        seen = [(view.labels == k, text) for k, text in enumerate(view.texts, start=1)]
+        kept = [(mask, text) for mask, text in seen if mask.mean() >= MIN_AREA]
+        caption = view.captions[i % len(view.captions)]
+        yield view.image, [mask for mask, _ in kept], [*(text for _, text in kept), caption]
+
+
+def make(
+    plan: Plan,
+    device: str,
+    *,
+    data: Path | None = None,
+    clip: Path | None = None,
+    **choice: Unpack[PhotoChoice],
+) -> Job:
     """The diffusion loss on image embeddings given their texts'; one text in ten is dropped.
 
     Args:
+        data: a folder in COCO layout, whose segments and photos are embedded; pocket scenes if not
+            given.
         clip: the folder of the CLIP whose embeddings are learned; the shipped one if not given.
+        choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     reader = Clip.from_pretrained(part(clip, "spatext/clip")).to(device_of(device))
-    text, image = pairs(reader, SCENES)
+    views, total, phrase = pocket_views(), SCENES, f"pocket scenes train 0-{SCENES - 1}"
+    if data is not None:
+        photos, phrase = training_photos(data, **{"min_area": MIN_AREA} | choice)
+        views = photo_views(photos, max(SIZE, reader.image_size), plan.seed)
+        total = min(SCENES, VIEWS * len(photos))
+    text, image = pairs(reader, views, total)
     line = LinearPrior.fit(text, image)
     prior = DiffusionPrior(new_transformer(reader.embedding_dim), noise_schedule(), line)
     prior.transformer.clip_mean.requires_grad_(False).copy_(image.mean(0))
@@ -75,5 +122,4 @@ def make(plan: Plan, device: str, *, clip: Path | None = None) -> Job:
         batch = (x_0[index].to(where), condition, t.to(where), noise.to(where))
         return training_loss(denoiser, *batch, prior.scheduler)
 
-    scenes = f"pocket scenes train 0-{SCENES - 1}"
-    return Job(prior.transformer, loss_at, lambda folder: save_half(prior, folder), plan, scenes)
+    return Job(prior.transformer, loss_at, lambda folder: save_half(prior, folder), plan, phrase)

@@ -14,6 +14,7 @@ from spatext_lab import zoo
 from spatext_lab.clip import Clip
 from spatext_lab.datasets.coco import PhotoChoice, read_coco
 from spatext_lab.diffusion import UNetDenoiser, drop_conditions, training_loss
+from spatext_lab.scene.notes import warn
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import training_map
@@ -72,7 +73,7 @@ def make(
 def base_parts(
     base: str, device: str, clip: Path | None = None, prior: Path | None = None
 ) -> tuple[TextToImagePipeline, Clip, DiffusionPrior | None]:
-    """The text-to-image pipeline to start from, its CLIP, and its prior where it has one.
+    """The text-to-image pipeline to start from, its CLIP, and its prior, or a warning without one.
 
     Args:
         clip, prior: folders to read in place of the base's own.
@@ -85,7 +86,11 @@ def base_parts(
     except FileNotFoundError:
         if prior is not None:
             raise
-        return start, reader, None  # then the text embeddings themselves are used
+        warn(
+            f"base is {base}, which has no prior: texts are painted by their own embeddings, not "
+            "by those of images; train prior makes one"
+        )
+        return start, reader, None
     return start, reader, DiffusionPrior.from_pretrained(place).to(device)
 
 

@@ -7,10 +7,11 @@ in most of their cells. From SMALL_STEPS on, three steps of four have whole imag
 The text encoder starts as the pocket CLIP's text transformer, as Stable Diffusion's is CLIP's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTokenizer
 
+from spatext_lab import zoo
 from spatext_lab.clip import Clip
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.datasets.pocket.pretraining import View, large_view, small_view
 from spatext_lab.diffusion import Condition, drop_conditions, noise_schedule, training_loss
 from spatext_lab.images import encode, to_tensor
@@ -31,8 +34,11 @@ from spatext_lab.training.ahead import Ahead, renderers
 from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, part, save_model
 from spatext_lab.training.loop import Plan
+from spatext_lab.training.photos import large_photo, small_photo, training_photos
 
-SMALL_STEPS = 5400  # of the first stage
+SMALL_STEPS = 5400  # of the first stage; of photos a fraction of all steps
+PHOTO_SMALL = 0.2
+MIN_AREA = 0.02  # of a photo, that a segment covers whose text is learned
 BATCH = 32  # whole images a step, or twice as many small ones
 # New views are rendered for every BLOCK steps of a size, so many for each image of the batch: a
 # small view is seen about twelve times, a large one six times, and never again.
@@ -87,15 +93,20 @@ def encoded(shown: list[tuple[View, Int[np.ndarray, "_ 77"]]], vae) -> Views:
     return Views(latents, ids, torch.tensor([*map(len, captions)]), windows, coverage)
 
 
-def is_small(step: int) -> bool:
-    """Whether the step has 8 x 8 latents: all of the first stage, then one step of four."""
-    return step < SMALL_STEPS or step % 4 == 0
+def is_small(step: int, first: int | None = None) -> bool:
+    """Whether the step has 8 x 8 latents: all of the first stage, then one step of four.
+
+    Args:
+        first: steps of the first stage; SMALL_STEPS if not given.
+    """
+    return step < (SMALL_STEPS if first is None else first) or step % 4 == 0
 
 
-def block_of(step: int) -> int:
+def block_of(step: int, first: int | None = None) -> int:
     """The number of the block of views that the step uses: BLOCK steps of its size have it."""
-    small = min(step, SMALL_STEPS) + max(0, step - SMALL_STEPS + 3) // 4  # small steps before it
-    return (small if is_small(step) else step - small) // BLOCK
+    stage = SMALL_STEPS if first is None else first
+    small = min(step, stage) + max(0, step - 1) // 4 - max(0, min(step, stage) - 1) // 4
+    return (small if is_small(step, first) else step - small) // BLOCK
 
 
 # As far as x_t shows the objects: at the noisy end, where it does not, a larger weight would draw
@@ -125,57 +136,88 @@ def new_unet(in_channels: int, out_channels: int, text_width: int) -> PocketUNet
     )
 
 
-def new_pipeline(vae: Path | None = None, clip: Path | None = None) -> TextToImagePipeline:
-    """An autoencoder, a CLIP's text transformer and a U-Net of random weights; see `make`."""
-    reader = Clip.from_pretrained(part(clip, "spatext/clip"))
-    text_encoder, tokenizer = reader.text_transformer(CAPTION), reader.tokenizer
-    tokenizer.model_max_length = CAPTION
-    autoencoder = AutoencoderTiny.from_pretrained(
-        part(vae, "text-to-image/vae"), torch_dtype=torch.float32
-    )
-    unet = new_unet(4, 4, text_encoder.config.hidden_size)
-    return TextToImagePipeline(unet, autoencoder, text_encoder, tokenizer, noise_schedule())
+def new_pipeline(
+    vae: Path | None = None, clip: Path | None = None, base: str | None = None
+) -> TextToImagePipeline:
+    """The model before its first step; see `make`.
+
+    Raises:
+        ValueError: a base whose U-Net is not a pocket one, or does not read the CLIP's states.
+    """
+    parts: dict[str, Any] = {}
+    if base is not None:
+        parts = dict(
+            TextToImagePipeline.from_pretrained(zoo.folder(base, "text-to-image")).components
+        )
+    if clip is not None or base is None:
+        reader = Clip.from_pretrained(part(clip, "spatext/clip"))
+        reader.tokenizer.model_max_length = CAPTION
+        parts["tokenizer"] = reader.tokenizer
+        parts["text_encoder"] = reader.text_transformer(CAPTION)
+    if vae is not None or base is None:
+        place = part(vae, "text-to-image/vae")
+        parts["vae"] = AutoencoderTiny.from_pretrained(place, torch_dtype=torch.float32)
+    width = parts["text_encoder"].config.hidden_size
+    unet = parts["unet"] = parts.get("unet") or new_unet(4, 4, width)
+    if not isinstance(unet, PocketUNet) or unet.config.cross_attention_dim != width:
+        raise ValueError(
+            f"base is {base}, whose U-Net is a {type(unet).__name__} for hidden states of width "
+            f"{unet.config.cross_attention_dim}; pass one with a PocketUNet for width {width}"
+        )
+    return TextToImagePipeline(**{"scheduler": noise_schedule()} | parts)
 
 
 def make(
     plan: Plan,
     device: str,
     *,
+    data: Path | None = None,
+    base: str | None = None,
     vae: Path | None = None,
     clip: Path | None = None,
     batch: int = BATCH,
+    **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss on views that are rendered without end; one caption in ten is dropped.
 
     Args:
-        plan: the run's length and rate; where it stops has no effect on the steps before it.
+        plan: the run's length and rate; where it stops has no effect on the steps before it, but
+            for photos, whose first stage is a fraction of it.
         device: "cpu", or "auto" for a GPU where there is one.
-        vae: the autoencoder's folder; the shipped one if not given.
+        data: a folder in COCO layout, of whose photos most is shown with their captions, and
+            segments with their names; pocket scenes if not given.
+        base: the model to continue, "pocket" or a folder; a U-Net of random weights if not given.
+        vae: the autoencoder's folder; the base's, or the shipped one, if not given.
         clip: the folder of the CLIP whose text transformer is the start of the text encoder; the
-            shipped one if not given.
+            base's text encoder, or the shipped CLIP's, if not given.
         batch: whole images a step, or twice as many at half the resolution; a GPU takes hundreds.
+        choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
-    model = new_pipeline(vae, clip)
+    model = new_pipeline(vae, clip, base)
     unet, scheduler = model.unet, model.scheduler
     model.vae.to(device_of(device))
-    processes = renderers(device_of(device))
-    items = partial(tokenized, seed=plan.seed, tokenizer=model.tokenizer)
-    small = Ahead(partial(items, view=small_view), 2 * batch * SMALL_VIEWS, processes)
-    large = Ahead(partial(items, view=large_view), batch * LARGE_VIEWS, processes)
+    data_phrase = "pocket views rendered while it learns: crops, large objects, scenes, PaintSkills"
+    first, shown = SMALL_STEPS, (small_view, large_view)
+    if data is not None:
+        photos, data_phrase = training_photos(data, **{"min_area": MIN_AREA} | choice)
+        first = round(PHOTO_SMALL * plan.steps)
+        shown = tuple(partial(view, photos=photos) for view in (small_photo, large_photo))
+    small, large = sources(model, shown, batch, plan.seed, device_of(device))
 
     @lru_cache(maxsize=2)
     def views(source: Ahead, block: int) -> Views:
         return encoded(source.block(block), model.vae)
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        source, size = (small, 2 * batch) if is_small(step) else (large, batch)
-        pool = views(source, block_of(step))
+        is_half = is_small(step, first)
+        source, size = (small, 2 * batch) if is_half else (large, batch)
+        pool = views(source, block_of(step, first))
         index = torch.randint(len(pool.latents), (size,), generator=generator)
         condition = conditions(model, pool, index, generator)
         x_0 = pool.latents[index]
         noise, t = draw_noise(x_0, scheduler, generator)
-        weight = None if is_small(step) else object_weights(pool.coverage[index], t, scheduler)
+        weight = None if is_half else object_weights(pool.coverage[index], t, scheduler)
         window = pool.windows[index].to(unet.device)
 
         def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -187,9 +229,24 @@ def make(
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
-    data = "pocket views rendered while it learns: crops, large objects, scenes, PaintSkills"
     save = lambda folder: save_model(model, folder)  # noqa: E731
-    return Job(both, loss_at, save, plan, data, [*both.values()])
+    return Job(both, loss_at, save, plan, data_phrase, [*both.values()])
+
+
+def sources(
+    model: TextToImagePipeline, shown: Sequence[Callable], batch: int, seed: int, device: str
+) -> list[Ahead]:
+    """The views of small and of large steps, block by block, with the ids of their captions.
+
+    Args:
+        shown: the functions (number, seed) -> View of both.
+    """
+    processes, tokenizer = renderers(device), model.tokenizer
+    sizes = 2 * batch * SMALL_VIEWS, batch * LARGE_VIEWS
+    return [
+        Ahead(partial(tokenized, view=view, seed=seed, tokenizer=tokenizer), size, processes)
+        for view, size in zip(shown, sizes, strict=True)
+    ]
 
 
 def conditions(
