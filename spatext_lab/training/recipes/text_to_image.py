@@ -105,7 +105,7 @@ def is_small(step: int, first: int | None = None) -> bool:
 def block_of(step: int, first: int | None = None) -> int:
     """The number of the block of views that the step uses: BLOCK steps of its size have it."""
     stage = SMALL_STEPS if first is None else first
-    small = min(step, stage) + max(0, step - 1) // 4 - max(0, min(step, stage) - 1) // 4
+    small = min(step, stage) + (max(step, stage) + 3) // 4 - (stage + 3) // 4  # steps before it
     return (small if is_small(step, first) else step - small) // BLOCK
 
 
