@@ -51,7 +51,7 @@ def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     text = json.dumps(record | {"made": made or {}})
     with files.replacing(folder / FILE) as beside:
         try:
-            save_file(tensors, beside, {"record": text, "sha256": _digest(tensors, text)})
+            save_file(tensors, beside, {"record": text, "sha256": digest(tensors, text)})
         except SafetensorError as error:
             raise OSError(f"{folder / FILE} cannot be written: {error}") from None
 
@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); start without --resume") from None
-    if "record" not in known or known.get("sha256") != _digest(tensors, known["record"]):
+    if "record" not in known or known.get("sha256") != digest(tensors, known["record"]):
         raise ValueError(
             f"{path} is damaged or not a checkpoint, for its checksum is wrong; "
             "start without --resume"
@@ -137,8 +137,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     return json.loads(known["record"]), tensors
 
 
-def _digest(tensors: dict[str, Tensor], record: str) -> str:
-    """SHA-256 of names, types, shapes, values and the record."""
+def digest(tensors: dict[str, Tensor], record: str) -> str:
+    """SHA-256 of tensors on the CPU (names, types, shapes, values) and of a text beside them."""
     whole = hashlib.sha256(record.encode())
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -173,12 +173,16 @@ def fingerprint(place: Path) -> str:
     return whole.hexdigest()
 
 
+class Held(ValueError):
+    """A folder is written by another process."""
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Holds a checkpoint folder for this process: a second run into it is refused.
+    """Holds a folder for this process: a second writer is refused.
 
     Raises:
-        ValueError: a running process holds it; the message names the process and its start.
+        Held: by a running process; the message names it and its start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
@@ -200,7 +204,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _check_ended(lock: Path) -> None:
-    """Raises ValueError if the process that holds a lock may still be running."""
+    """Raises Held if the process that holds a lock may still be running."""
     try:
         made, holder = lock.stat().st_mtime, json.loads(lock.read_text())
     except FileNotFoundError:
@@ -215,7 +219,7 @@ def _check_ended(lock: Path) -> None:
     except psutil.NoSuchProcess:
         ended = holder.get("host") == platform.node()
     if not ended:
-        raise ValueError(
+        raise Held(
             f"{lock.parent} is written by process {holder.get('process')} of "
             f"{holder.get('host')} since {holder.get('since')}: let it end, or pass another "
             f"--out; if it has ended, delete {lock}"

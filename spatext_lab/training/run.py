@@ -100,9 +100,10 @@ def _recipe(name: str, options: dict[str, Any]) -> Recipe:
                 f"{key} is {_short(value)}; {name} has no such option, "
                 + (f"these have: {', '.join(able)}" if able else "nor has any other recipe")
             )
-    selects = [key for key in options if key in PhotoChoice.__annotations__]
-    if selects and not options.get("data"):
-        raise ValueError(f"{selects[0]} chooses photos; pass the folder that has them as data")
+    photos = dict.fromkeys(PhotoChoice.__annotations__, "chooses photos")
+    photos["cache"] = "keeps what is made of photos"
+    for key in photos.keys() & options.keys() if not options.get("data") else ():
+        raise ValueError(f"{key} {photos[key]}; pass the folder that has them as data")
     if (batch := options.get("batch", 1)) < 1:
         raise ValueError(f"batch is {batch}; pass a whole number, 1 or more")
     return RECIPES[name]
@@ -126,9 +127,11 @@ def _refuse_foreign(out: Path, name: str) -> None:
 def _made(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     """What a run is made from, for its checkpoint: folders by what is in them, not by their path.
 
-    Device and number of processes are left out: they may differ when a run is resumed.
+    Device, number of processes and the place of the cache are left out: they may differ when a run
+    is resumed.
     """
     made = {key: option.default for key, option in recipe.options.items()} | given
+    made.pop("cache", None)
     for key, value in made.items():
         if key == "base" and value is not None:
             made[key] = checkpoint.fingerprint(zoo.folder(value))
@@ -207,6 +210,7 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict, out: Path) -
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were used; no choice of licences (None) is "all", as it is typed."""
     used = {key: "all" if key == "licences" and v is None else v for key, v in options.items()}
+    used.pop("cache", None)  # a place of this machine
     return {key: _short(v) for key, v in used.items() if v is not None and v is not False}
 
 

@@ -563,15 +563,16 @@ def test_a_recipe_reads_an_own_export_when_all_licences_are_allowed(
     from spatext_lab.training import cache
 
     line = f"train {recipe} --steps 1 --device cpu --data {own_export} --out {tmp_path}/o"
+    line += f" --cache {tmp_path}/c"
     assert typed(line) == 2
     assert "own passes, of 2: 2 x no licence in its record" in one_line(capsys)
     built = []
 
-    def build(examples, total, *parts, **more):
-        built.append(total)
+    def opened(photos, *parts, **more):
+        built.append(len(photos.items))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "build", build)
+    monkeypatch.setattr(cache, "opened", opened)
     assert typed(f"{line} --licences all --min-area 0") == 130
     assert built[0] >= 2
     assert typed(f"{line} --licences all --categories unicorn") == 2

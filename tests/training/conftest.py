@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spatext_lab import zoo
+from spatext_lab.training.cache import store
 from spatext_lab.training.recipes import (
     autoencoder,
     clip,
@@ -30,6 +31,14 @@ from tests.tiny import tiny_model
 def root(tmp_path_factory) -> Path:
     """The tiny model's folder; read it only."""
     return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path_factory) -> Path:
+    """Where runs on photos keep their caches."""
+    folder = tmp_path_factory.getbasetemp() / "caches"
+    monkeypatch.setattr(store, "FOLDER", folder)
+    return folder
 
 
 @pytest.fixture

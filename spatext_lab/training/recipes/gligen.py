@@ -13,11 +13,10 @@ from spatext_lab.baselines.gligen import GligenPipeline
 from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import training_loss
 from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.unet import PocketUNet
-from spatext_lab.training import cache
+from spatext_lab.training.cache import Cache, draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
-from spatext_lab.training.recipes.reco.views import Stages, examples
+from spatext_lab.training.recipes.reco.views import Stages, training_pool
 
 BATCH = 64
 # As ReCo's, but longer: the gates have to open, and the texts to be read, before a box counts.
@@ -35,6 +34,7 @@ def make(
     data: Path | None = None,
     base: str = "pocket",
     batch: int = BATCH,
+    cache: Path | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss on captions and grounding tokens, over the gated layers alone.
@@ -43,19 +43,19 @@ def make(
         data: a folder in COCO layout; pocket scenes and PaintSkills' skills in them if not given.
         base: the text-to-image model that is frozen: "pocket", "sd15" or a folder.
         batch: images a step.
+        cache: as in recipe reco.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     model = GligenPipeline.from_base(zoo.folder(base, "text-to-image")).to(device_of(device))
-    views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
-    pool = cache.build(views, total, model.vae, halves=isinstance(model.unet, PocketUNet))
+    pool, phrase = training_pool(model, data, plan.seed, cache, **choice)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(max_objects=max(most, LEAST_OBJECTS))
     return fine_tune(model, pool, plan, phrase, batch)
 
 
 def fine_tune(
-    model: GligenPipeline, pool: cache.Cache, plan: Plan, phrase: str, batch: int = BATCH
+    model: GligenPipeline, pool: Cache, plan: Plan, phrase: str, batch: int = BATCH
 ) -> Job:
     """The job of training gated layers, from a cache of images and their scenes."""
     denoiser, scheduler = GroundedDenoiser(model.unet), model.scheduler
@@ -66,7 +66,7 @@ def fine_tune(
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         index, x_0 = stages.draw(step, batch, generator)
         condition = model.condition(draw_scenes(pool, index, generator))
-        noise, t = cache.draw_noise(x_0, scheduler, generator)
+        noise, t = draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
@@ -74,7 +74,7 @@ def fine_tune(
     return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
 
 
-def draw_scenes(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
+def draw_scenes(pool: Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
     """The scenes of a training step; captions and regions are dropped independently."""
     captions = pool.draw_captions(index, generator)
     u = torch.rand(2, len(index), generator=generator)

@@ -18,8 +18,7 @@ from spatext_lab.spatext.prior import DiffusionPrior
 from spatext_lab.spatext.representation import choose_segments
 from spatext_lab.spatext.widen import widen_input
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.text_to_image.unet import PocketUNet
-from spatext_lab.training import cache
+from spatext_lab.training.cache import draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.spatext import (
@@ -29,7 +28,7 @@ from spatext_lab.training.recipes.spatext import (
     EXACT,
     MIN_AREA,
     base_parts,
-    training_examples,
+    training_pool,
 )
 
 # The channels of similarity maps: every word that a pocket text can mean.
@@ -44,6 +43,7 @@ def make(
     base: str = "pocket",
     representation: Literal["binary", "caption", "similarity"] = "binary",
     batch: int = BATCH,
+    cache: Path | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """SpaText's fine-tune with another kind of map.
@@ -53,14 +53,13 @@ def make(
         base: the model to start from, as in recipe spatext.
         representation: the kind of map.
         batch: images a step.
+        cache: as in recipe spatext.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     least = choice.get("min_area", MIN_AREA)
     model = widened(*base_parts(base, device_of(device)), representation, least)
-    examples, total, phrase = training_examples(data, model.image_size, **choice)
-    halves = isinstance(model.unet, PocketUNet)
-    pool = cache.build(examples, total, model.vae, model.clip, halves)
+    pool, phrase = training_pool(model, data, cache, **choice)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +68,7 @@ def make(
         exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
         x_0 = pool.latents[index]
-        if halves and step % 4 == 0:  # as SpaText learns
+        if pool.half_latents is not None and step % 4 == 0:  # as SpaText learns
             x_0, covered = pool.half_latents[index], F.avg_pool2d(covered, 2)
         chosen = choose_segments(covered, COUNT, least, generator)
         texts = [
@@ -81,7 +80,7 @@ def make(
         st_map = model.paint(pool.embeddings[index].to(model.device), covered, captions)
         drop = (torch.rand(2, batch, generator=generator) < DROP).to(model.device)
         condition = drop_conditions(replace(condition, st_map=st_map), *drop)
-        noise, t = cache.draw_noise(x_0, scheduler, generator)
+        noise, t = draw_noise(x_0, scheduler, generator)
         x_0, t, noise = (each.to(model.device) for each in (x_0, t, noise))
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 

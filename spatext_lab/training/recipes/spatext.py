@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpaText's fine-tune: the text-to-image U-Net, widened, learns to read the map."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from spatext_lab import zoo
 from spatext_lab.clip import Clip
-from spatext_lab.datasets.coco import PhotoChoice, read_coco
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import UNetDenoiser, drop_conditions, training_loss
 from spatext_lab.scene.notes import warn
 from spatext_lab.spatext.pipeline import SpaTextPipeline
@@ -45,6 +44,7 @@ def make(
     clip: Path | None = None,
     prior: Path | None = None,
     batch: int = BATCH,
+    cache: Path | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """The diffusion loss with training maps; caption and map dropped independently, 10 % each.
@@ -59,14 +59,14 @@ def make(
         clip: the folder of the CLIP that embeds segments and texts, where it is not the base's.
         prior: the folder of the prior, where it is not the base's.
         batch: images a step.
+        cache: has a folder for each cache of photos, which later runs read; outputs/cache if not
+            given.
         choice: of the folder's photos, see `PhotoChoice`.
     """
     torch.manual_seed(plan.seed)
     least = choice.get("min_area", MIN_AREA)
     model = widened(*base_parts(base, device_of(device), clip, prior), least)
-    examples, total, phrase = training_examples(data, model.image_size, **choice)
-    halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents keeps to it
-    pool = cache.build(examples, total, model.vae, model.clip, halves)
+    pool, phrase = training_pool(model, data, cache, **choice)
     return fine_tune(model, pool, plan, phrase, batch)
 
 
@@ -143,16 +143,25 @@ def fine_tune(
     return Job(model.unet, loss_at, save, plan, phrase, [model.unet])
 
 
-def training_examples(
-    data: Path | None, side: int, **choice: Unpack[PhotoChoice]
-) -> tuple[Iterable[cache.Example], int, str]:
-    """The training examples, how many (at most), and a phrase for the card."""
+def training_pool(
+    model: SpaTextPipeline,
+    data: Path | None,
+    folder: Path | None = None,
+    **choice: Unpack[PhotoChoice],
+) -> tuple[cache.Cache, str]:
+    """What a model is trained on, and a phrase for the card.
+
+    Args:
+        data: a folder in COCO layout; pocket scenes if not given.
+        folder: of caches of photos, see `cache.opened`.
+        choice: of the photos.
+    """
+    halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents keeps to it
     if data is None:
-        phrase = f"pocket scenes train 0-{SCENES - 1}; {MASKS}"
-        return cache.pocket_examples(SCENES), SCENES, phrase
+        scenes = cache.pocket_examples(SCENES)
+        pool = cache.build(scenes, SCENES, model.vae, model.clip, halves)
+        return pool, f"pocket scenes train 0-{SCENES - 1}; {MASKS}"
     limits = {"min_area": MIN_AREA, "regions": (1, cache.SEGMENTS)}
-    subset = read_coco(data, "train", **limits | choice)
-    print(subset.report.text())
-    subset.not_empty()
-    phrase = f"{len(subset.items)} photos of {data.name}, train2017; {MASKS}"
-    return cache.coco_examples(subset, side), len(subset.items), phrase
+    photos = cache.squares(data, model.image_size, limits | choice)
+    pool = cache.opened(photos, model.vae, model.clip, halves, folder)
+    return pool, f"{len(pool)} photos of {data.name}, train2017; {MASKS}"

@@ -17,12 +17,11 @@ from spatext_lab.diffusion import UNetDenoiser, training_loss
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Scene
-from spatext_lab.text_to_image.unet import PocketUNet
-from spatext_lab.training import cache
+from spatext_lab.training.cache import Cache, draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco.start import build_model
-from spatext_lab.training.recipes.reco.views import MOST_REGIONS, Stages, examples
+from spatext_lab.training.recipes.reco.views import MOST_REGIONS, Stages, training_pool
 
 BATCH = 64
 STAGES = 1000, 1800  # steps before which views have one large box, or large boxes alone
@@ -45,6 +44,7 @@ def make(
     bins: int | None = None,
     init: Literal["mean", "normal", "smooth"] | None = None,
     batch: int = BATCH,
+    cache: Path | None = None,
     **choice: Unpack[PhotoChoice],
 ) -> Job:
     """By default the paper's recipe: the diffusion loss alone, on sequences of texts and boxes.
@@ -59,6 +59,8 @@ def make(
         bins: number of position tokens; two a pixel, 1000 at most, if not given.
         init: how their embeddings begin; "smooth" if not given.
         batch: images a step.
+        cache: has a folder for each cache of photos, which later runs read; outputs/cache if not
+            given.
         choice: of the folder's photos, see `PhotoChoice`.
 
     Raises:
@@ -67,16 +69,14 @@ def make(
     torch.manual_seed(plan.seed)
     folder = zoo.folder(base, "text-to-image")
     model = build_model(folder, device_of(device), variant, bins, init, plan.seed)
-    views, total, phrase = examples(data, model.image_size, plan.seed, **choice)
-    halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents begins with them
-    pool = cache.build(views, total, model.vae, halves=halves)
+    pool, phrase = training_pool(model, data, plan.seed, cache, **choice)
     pool = without_thin(pool, model.position_tokens.bins)
     most = max(len(scene.regions) for scene in pool.scenes)
     model.register_to_config(most_regions=most)
     return fine_tune(model, pool, plan, phrase, variant, batch)
 
 
-def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
+def without_thin(pool: Cache, bins: int) -> Cache:
     """The cache without boxes that are thinner than a bin, which position tokens cannot express.
 
     Prints how many they are. With 0 bins all stay: words can express any box.
@@ -95,7 +95,7 @@ def without_thin(pool: cache.Cache, bins: int) -> cache.Cache:
 
 def fine_tune(
     model: ReCoPipeline,
-    pool: cache.Cache,
+    pool: Cache,
     plan: Plan,
     phrase: str,
     variant: str = "reco",
@@ -121,7 +121,7 @@ def fine_tune(
         if model.device.type == "cpu" and torch.rand((), generator=generator) >= FULL_LENGTH:
             ids = ids[:, : model.position_tokens.attention_mask(ids).sum(1).max()]
         condition = model.encode_ids(ids, batch)
-        noise, t = cache.draw_noise(x_0, scheduler, generator)
+        noise, t = draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))
         loss = training_loss(denoiser, x_0, condition, t, noise, scheduler)
         if variant == "contrastive":
@@ -134,7 +134,7 @@ def fine_tune(
     return Job(both, loss_at, save, plan, phrase, [model.unet, model.text_encoder])
 
 
-def draw_scenes(pool: cache.Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
+def draw_scenes(pool: Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
     """The scenes of a training step: a caption each and the regions in random order, some dropped.
 
     Three independent decisions per image: drop the caption (p = DROP_CAPTION), the regions, both

@@ -2,6 +2,7 @@
 """ReCo's training examples: random views of images with a text for each box."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -13,12 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from spatext_lab.datasets.augment import random_view
-from spatext_lab.datasets.coco import PhotoChoice, read_coco, thing_names
+from spatext_lab.datasets.coco import CocoItem, PhotoChoice, thing_names
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket.pretraining import large_objects
 from spatext_lab.datasets.pocket.world import PocketItem, composed
 from spatext_lab.scene import Region, Scene
+from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
 
 LARGE, SCENES, PER_SKILL = 20_000, 12_000, 3_000
@@ -45,7 +48,8 @@ class Stages:
 
     def __init__(self, pool: cache.Cache, ends: tuple[int, int]) -> None:
         self.pool, self.ends = pool, ends
-        smallest = [_smallest(scene) for scene in pool.scenes]
+        staged = pool.half_latents is not None
+        smallest = [_smallest(scene) for scene in pool.scenes] if staged else []
         large = [i for i, area in enumerate(smallest) if area >= LARGE_AREA]
         one = [i for i in large if len(pool.scenes[i].regions) == 1]
         self.one, self.large, self.all = map(torch.tensor, (one, large, range(len(pool))))
@@ -70,25 +74,33 @@ def _smallest(scene: Scene) -> float:
     return min(((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes), default=0.0)
 
 
-def examples(
-    data: Path | None, size: int, seed: int, **choice: Unpack[PhotoChoice]
-) -> tuple[Iterator[cache.Example], int, str]:
-    """The views, how many, and a phrase for the card.
+def training_pool(
+    model: TextToImagePipeline,
+    data: Path | None,
+    seed: int,
+    folder: Path | None = None,
+    **choice: Unpack[PhotoChoice],
+) -> tuple[cache.Cache, str]:
+    """The views that a model is trained on, and a phrase for the card.
 
     Args:
         data: a folder in COCO layout; None for pocket scenes and PaintSkills' four skills in them.
-        choice: of its photos.
+        folder: of caches of photos, see `cache.opened`.
+        choice: of the photos.
     """
+    halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents begins with them
     if data is None:
         total = LARGE + SCENES + len(SKILLS) * PER_SKILL
+        views = pocket_views(LARGE, SCENES, PER_SKILL, model.image_size, seed)
         phrase = (
             f"random views of {LARGE} pocket images of large objects, scenes train 0-{SCENES - 1} "
             f"and {PER_SKILL} of each skill"
         )
-        return pocket_views(LARGE, SCENES, PER_SKILL, size, seed), total, phrase
-    views, total = coco_views(data, size, seed, **choice)
-    photos = f"{total // VIEWS} photos of {data.name}, train2017"
-    return views, total, f"{VIEWS} random views each of {photos}"
+        return cache.build(views, total, model.vae, halves=halves), phrase
+    photos = coco_views(data, model.image_size, seed, **choice)
+    pool = cache.opened(photos, model.vae, halves=halves, folder=folder)
+    shown = f"{len(pool) // VIEWS} photos of {data.name}, train2017"
+    return pool, f"{VIEWS} random views each of {shown}"
 
 
 def pocket_views(
@@ -117,21 +129,16 @@ def _view(image: Image.Image, captions, regions, size: int, rng: Random) -> cach
     return cache.Example(view.image, view.captions, Scene(view.captions[0], view.regions))
 
 
-def coco_views(
-    data: Path, size: int, seed: int, **choice: Unpack[PhotoChoice]
-) -> tuple[Iterator[cache.Example], int]:
-    """VIEWS random views of each photo of a COCO folder, with its objects as boxes; how many."""
-    usual = {"min_area": MIN_AREA, "categories": thing_names(data, "train")} | choice
-    subset = read_coco(data, "train", regions=(1, MOST_REGIONS), boxes=True, **usual)
-    print(subset.report.text())
-    subset.not_empty()
+def coco_views(data: Path, size: int, seed: int, **choice: Unpack[PhotoChoice]) -> cache.Photos:
+    """VIEWS random views of each photo of a COCO folder, with its objects as boxes."""
+    usual = {"min_area": MIN_AREA, "categories": thing_names(data, "train")}
+    fixed = {"regions": (1, MOST_REGIONS), "boxes": True}
+    made = {"kind": "views", "size": size, "views": VIEWS, "seed": seed}
+    return cache.Photos(data, usual | choice | fixed, made, partial(_views, VIEWS, size, seed))
 
-    def views() -> Iterator[cache.Example]:
-        for item in subset.items:
-            image = item.image()
-            regions = [Region(region.text, box=region.box) for region in item.scene.regions]
-            for k in range(VIEWS):
-                rng = Random(f"{seed}/view/{item.image_id}/{k}")
-                yield _view(image, item.captions, regions, size, rng)
 
-    return views(), VIEWS * len(subset.items)
+def _views(count: int, size: int, seed: int, item: CocoItem) -> list[cache.Example]:
+    image = item.image()
+    regions = [Region(region.text, box=region.box) for region in item.scene.regions]
+    names = (f"{seed}/view/{item.image_id}/{k}" for k in range(count))
+    return [_view(image, item.captions, regions, size, Random(name)) for name in names]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stored cache's shards: safetensors files, read by memory map when an example is asked for.
+
+Numbers are kept in half precision. Coverages are counts of pixels in a cell, which loses nothing up
+to 255 pixels, compressed by zlib: 0.6 kB for six masks of 64 x 64 cells, not 98. Texts are JSON.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spatext_lab.scene import Scene, files
+from spatext_lab.training.cache.encode import Encoded
+
+AREAS = ("coverage", "painted")  # fractions of cells
+LISTS: dict[str, tuple[Callable, Callable]] = {  # how a value becomes text, and back
+    "captions": (json.dumps, lambda text: tuple(json.loads(text))),
+    "texts": (json.dumps, lambda text: tuple(json.loads(text))),
+    "scenes": (Scene.to_json, Scene.from_json),
+}
+_ENDS = ".ends"
+
+
+def write(path: Path, rows: Encoded) -> None:
+    """Writes a shard, which is there as a whole or not at all.
+
+    Args:
+        rows: what is kept of the shard's examples.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say).
+        FloatingPointError: a number that half precision cannot hold.
+    """
+    tensors, levels, shape = {}, min(rows.cell, 255), ()
+    for name, values in rows.tensors.items():
+        if name in AREAS:
+            counts, shape = (values * levels).round().byte().numpy(), values.shape[1:]
+            tensors |= _packed(name, [zlib.compress(row.tobytes()) for row in counts])
+        else:
+            tensors[name] = values.half().contiguous()
+            if not tensors[name].isfinite().all():
+                raise FloatingPointError(f"{name} of {path.name} exceed what half precision holds")
+    for name, values in rows.lists.items():
+        tensors |= _packed(name, [LISTS[name][0](value).encode() for value in values])
+    with files.replacing(path) as beside:
+        try:  # one entry, for a dictionary of several has no order in the file
+            save_file(tensors, beside, {"areas": json.dumps([levels, *shape])})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def _packed(name: str, pieces: list[bytes]) -> dict[str, Tensor]:
+    """Pieces of different lengths as one tensor of bytes, and where in it each one ends."""
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    data = np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
+    return {name: torch.from_numpy(data), name + _ENDS: torch.from_numpy(ends)}
+
+
+class Shard:
+    """A shard's tensors over a memory map of its file: only what is looked at is read."""
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self.levels, *self.shape = json.loads(file.metadata()["areas"])
+
+    def __len__(self) -> int:
+        return len(self.tensors["captions" + _ENDS])
+
+    def row(self, name: str, row: int) -> Any:
+        """What is kept of an example under a name of `build.Cache`, numbers in single precision."""
+        if name in LISTS:
+            return LISTS[name][1](self._piece(name, row).decode())
+        if name not in AREAS:
+            return self.tensors[name][row].float()
+        counts = np.frombuffer(zlib.decompress(self._piece(name, row)), np.uint8)
+        return torch.from_numpy(counts.reshape(self.shape) / np.float32(self.levels))
+
+    def _piece(self, name: str, row: int) -> bytes:
+        ends = self.tensors[name + _ENDS]
+        start = ends[row - 1] if row else 0
+        return self.tensors[name][start : ends[row]].numpy().tobytes()
+
+
+class Column(Sequence):
+    """What a stored cache has of each example under one name, read when it is indexed."""
+
+    def __init__(self, shards: Sequence[Shard], name: str) -> None:
+        self.shards, self.name = shards, name
+        self.ends = np.cumsum([len(shard) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: Tensor) -> Tensor: ...
+
+    def __getitem__(self, index):
+        """One example's value for a number, the rows of several for a tensor of numbers."""
+        if isinstance(index, Tensor):
+            return torch.stack([self[i] for i in index.tolist()])
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}; there are {len(self)} examples")
+        shard = int(np.searchsorted(self.ends, index, "right"))
+        return self.shards[shard].row(self.name, index - int(self.ends[shard - 1]) * bool(shard))
+
+
+def columns(paths: Iterable[Path]) -> dict[str, Column]:
+    """The columns of a stored cache, by their names, from its shards."""
+    shards = [shard for path in paths if len(shard := Shard(path))]
+    names = [name for name in shards[0].tensors if not name.endswith(_ENDS)]
+    return {name: Column(shards, name) for name in names}
