@@ -88,17 +88,21 @@ def size(manifest: Manifest) -> int:
 
 def shown(size: float) -> str:
     """A number of bytes for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"
+
+
+def left(place: Path, manifest: Manifest) -> list[Path]:
+    """What killed builds left in a folder: shards that were not noted, and half-written ones."""
+    known = {shard["file"] for shard in manifest["shards"]}
+    shards = (path for path in place.glob("shard-*.safetensors") if path.name not in known)
+    return [*shards, *place.glob(".*.part")]
 
 
 def tidy(place: Path, manifest: Manifest) -> None:
     """Removes what killed builds left in a folder that this process holds."""
-    known = {shard["file"] for shard in manifest["shards"]}
-    for path in place.glob("shard-*.safetensors"):
-        if path.name not in known:
-            path.unlink()
-    for room in place.glob(".*.part"):
-        shutil.rmtree(room)
+    for path in left(place, manifest):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_room(place: Path, manifest: Manifest) -> None:

@@ -50,10 +50,11 @@ def opened(
     made = _made(photos, encoder)
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     place = (folder or FOLDER) / f"{photos.root.resolve().name}-{photos.made['kind']}-{key}"
-    if not manifest.is_whole(place, manifest.read(place, made)):
+    found = manifest.read(place, made)
+    if not manifest.is_whole(place, found) or _is_untidy(place, found):
         with _turn(place):
             _complete(place, made, photos, encoder)
-    found = manifest.read(place, made)
+        found = manifest.read(place, made)
     total = sum(shard["examples"] for shard in found["shards"])
     if not total:
         raise ValueError(f"no photo of {photos.root} keeps a region; choose a smaller min_area")
@@ -78,6 +79,11 @@ def _network(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
     return checkpoint.digest(weights, json.dumps(plain, sort_keys=True, default=str))
 
 
+def _is_untidy(place: Path, found: manifest.Manifest) -> bool:
+    """Whether the build of a whole cache was killed before it had put everything away."""
+    return (place / checkpoint.LOCK).exists() or bool(manifest.left(place, found))
+
+
 @contextmanager
 def _turn(place: Path) -> Iterator[None]:
     """Holds a cache's folder for this process, as soon as no other one holds it."""
@@ -98,12 +104,13 @@ def _turn(place: Path) -> Iterator[None]:
 def _complete(place: Path, made: dict[str, Any], photos: Photos, encoder: Encoder) -> None:
     """Builds all shards that are not in the folder as they were written."""
     found = manifest.read(place, made)
-    if manifest.is_whole(place, found):  # another process has built them meanwhile
+    if found:
+        manifest.tidy(place, found)
+    if manifest.is_whole(place, found):  # now: another process may have built them meanwhile
         return
     start = manifest.new(made, [item.file_name for item in photos.items])
     if found is None or found["names"] != start["names"]:
-        found = start
-    manifest.tidy(place, found)
+        manifest.tidy(place, found := start)
     threads = ThreadPoolExecutor(cores())
     ahead = Ahead(_preparing(photos, encoder), _BLOCK, threads)
     bar = Progress(total=found["photos"], desc="caching", unit="photo")

@@ -20,7 +20,7 @@ from spatext_lab.datasets.pocket.paintskills import SKILLS, skill_item
 from spatext_lab.datasets.pocket.pretraining import large_objects
 from spatext_lab.datasets.pocket.world import PocketItem, composed
 from spatext_lab.scene import Region, Scene
-from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.text_to_image.base import ScenePipeline
 from spatext_lab.text_to_image.unet import PocketUNet
 from spatext_lab.training import cache
 
@@ -75,7 +75,7 @@ def _smallest(scene: Scene) -> float:
 
 
 def training_pool(
-    model: TextToImagePipeline,
+    model: ScenePipeline,
     data: Path | None,
     seed: int,
     folder: Path | None = None,
