@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spatext_lab.training.options import names
+
 NEEDED_DISK = 2e9  # bytes: the tour's images, a few checkpoints and the packages' caches
 NEEDED_MEMORY = 2e9  # bytes free: the largest recipe's peak on a CPU is below this
 _CHECKOUT = Path(__file__).parents[2]
@@ -92,7 +94,7 @@ def _pair(error: Exception) -> str:
     return _pip("--force-reinstall torch torchvision")
 
 
-def _fetch_models(error: Exception) -> str:
+def _restore_models(error: Exception) -> str:
     if (_CHECKOUT / "pyproject.toml").is_file():
         return "git checkout -- data/pocket"
     return f"{sys.executable} -m pip install --force-reinstall --no-deps WHEEL (spatext_lab's)"
@@ -256,7 +258,7 @@ def _jupyterlab():
 # --- this machine ---------------------------------------------------------------------------------
 
 
-@_machine("models", _fetch_models)
+@_machine("models", _restore_models)
 def _models() -> str:
     from spatext_lab import zoo
 
@@ -264,6 +266,24 @@ def _models() -> str:
     if not (sums := zoo.folder("pocket", "judge").parent / zoo.SUMS).is_file():
         raise FileNotFoundError(f"{sums} is missing")  # a shipped model has one
     return f"{', '.join(parts)}: there, and every sha256 agrees"
+
+
+def _fetched(name: str) -> None:
+    """Registers the check of a model that can be fetched; one that is not there is no FAIL."""
+    command = f"spatext-lab models fetch {name}"
+
+    def checked() -> str:
+        from spatext_lab.zoo.state import state
+
+        said = state(name)
+        missing = any(word in said for word in ("not there", "missing", "has no"))
+        return f"{said}; to get it: {command}" if missing else said
+
+    CHECKS.append((name, checked, lambda error: command))
+
+
+for _name in names("spatext_lab.zoo.known", "MODELS"):
+    _fetched(_name)
 
 
 def _enough(free: float, needed: float, where: str) -> str:

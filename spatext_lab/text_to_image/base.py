@@ -26,12 +26,12 @@ from transformers.utils import logging as transformers_logging
 from spatext_lab import zoo
 from spatext_lab.diffusion import SampleStep
 from spatext_lab.images import decode, to_images
+from spatext_lab.zoo import INDEX
 
 if not sys.stderr.isatty():  # their bars for loading would fill a log
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
-INDEX = "model_index.json"
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _PAIRS = ([str, str], [type(None), type(None)])  # a part of the index; one that is not there
 CALLBACK_FORM = "pass f(pipeline, index, t, {'latents': x_t}) that returns such a dict or None"
@@ -268,6 +268,7 @@ def _local(folder: str | Path, parts: Iterable[str], kwargs: dict) -> Path:
 
 
 def _read_index(folder: Path, parts: Iterable[str] = ()) -> dict:
+    zoo.refuse_other_families(folder)
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {INDEX}; pass a folder that a model is in")
     index = zoo.check_settings(folder / INDEX)

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named models and their files; whatever is damaged or would run code is refused by name."""
+"""Named models: where their folders are, and whether every file is as it was sealed."""
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from spatext_lab.zoo.checks import CODE_KEYS, check_files, check_settings, named, read_json
+from spatext_lab.zoo.families import INDEX, refuse_other_families
 
+__all__ = [
+    *("CODE_KEYS", "INDEX", "SUMS", "check_files", "check_settings", "folder", "named"),
+    *("places", "read_json", "refuse_other_families", "seal", "shipped", "verify"),
+]
 SUMS = "SHA256SUMS"
-# Settings of transformers, diffusers and peft that name code or models from elsewhere.
-CODE_KEYS = {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"}
-CODE_KEYS |= {"_module", "base_model_name_or_path"}
 _HERE = Path(__file__).resolve().parents[1]  # the package
 # A checkout has data/ beside the package; an installed wheel carries a copy inside it.
 _DATA = (_HERE.parent / "data", _HERE / "_data")
@@ -46,27 +45,26 @@ def folder(model: str = "pocket", part: str = "") -> Path:
 
     Raises:
         FileNotFoundError: where the model or the part is missing.
-        ValueError: for a part outside of the model's folder, and naming the file, for one whose
-            checksum is wrong.
+        ValueError: for a part outside of the model's folder, for a model of another family or a
+            single-file checkpoint, and naming the file, for one whose checksum is wrong.
     """
     if not isinstance(model, str | Path):
         raise ValueError(f"model is {model!r:.80}; pass 'pocket', or a model folder")
     if not isinstance(part, str) or ".." in Path(part).parts or Path(part).is_absolute():
         raise ValueError(f"part is {part!r:.80}; pass a folder within the model, such as 'reco'")
-    places = _POCKETS
-    if model != "pocket":
-        places = (Path("models", model), _HERE.parent / "models" / model, Path(model))
-        places = places[2:] if ".." in Path(model).parts else places  # a path, not a name
-    place = next((place for place in places if place.is_dir()), None)
+    candidates = places(model)
+    place = next((place for place in candidates if place.is_dir()), None)
     if place is None:
+        refuse_other_families(Path(model))
         raise FileNotFoundError(
-            f"model is {model!r}; pass 'pocket' or a model folder ({places[0]} does not exist)"
+            f"model is {model!r}; pass 'pocket' or a model folder ({candidates[0]} does not exist)"
         )
-    if (place / "model_index.json").is_file() and "/" not in part:
+    if (place / INDEX).is_file() and "/" not in part:
         part = ""
     if not (place / part).is_dir():
         beside = Path(part).name
         if "/" not in part or not (place / beside).is_dir():
+            refuse_other_families(place)
             raise FileNotFoundError(f"{place} has no folder {part!r}")
         part = beside
     names = Path(part).parts
@@ -74,6 +72,14 @@ def folder(model: str = "pocket", part: str = "") -> Path:
         if problems := verify(place.joinpath(*names[:k]), "/".join(names[k:])):
             raise ValueError("; ".join(problems))
     return place / part
+
+
+def places(model: str | Path) -> tuple[Path, ...]:
+    """Where a model is looked for, in this order: see `folder`."""
+    if model == "pocket":
+        return _POCKETS
+    found = (Path("models", model), _HERE.parent / "models" / model, Path(model))
+    return found[2:] if ".." in Path(model).parts else found  # a path, not a name
 
 
 def verify(place: Path | None = None, part: str = "") -> list[str]:
@@ -113,85 +119,6 @@ def seal(place: Path) -> None:
     )
     lines = [f"{_sha256(place / name)}  {name}\n" for name in names]
     (place / SUMS).write_text("".join(lines))
-
-
-def read_json(file: Path) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-        ValueError: for damaged JSON and for anything but an object; names the file.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, no JSON ({error}): copy it anew") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds {value!r:.60}; expected a JSON object")
-    return value
-
-
-def check_files(place: Path, *needed: str) -> None:
-    """Checks the files of a model, before anything in them is used.
-
-    Args:
-        place: its folder.
-        needed: names of files that must be there.
-
-    Raises:
-        FileNotFoundError: where a file is missing; names it.
-        ValueError: for code, for a setting that loads code or models from elsewhere, and for a
-            damaged file; names it.
-    """
-    for name in needed:
-        if not (place / name).is_file():
-            raise FileNotFoundError(f"{place / name} is missing; pass a complete model folder")
-    for file in sorted(file for file in place.rglob("*") if file.is_file()):
-        if file.suffix == ".py":
-            raise ValueError(f"{file} is code, and nothing in a model folder is run: remove it")
-        if file.suffix == ".json":
-            check_settings(file)
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "np"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is damaged ({error}): copy it anew") from None
-
-
-def check_settings(file: Path) -> dict:
-    """Reads a JSON object and refuses settings that load code or models from elsewhere.
-
-    Raises:
-        ValueError: for such a setting and for damaged JSON; names the file.
-    """
-    content = read_json(file)
-    values = [content] if file.name not in ("vocab.json", "tokenizer.json") else []
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            for key in sorted(CODE_KEYS & value.keys()):
-                raise ValueError(
-                    f"{file}: {key} is {value[key]!r:.60}; it names code or models from elsewhere, "
-                    "and only what is in the folder is read: remove it"
-                )
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-    return content
-
-
-@contextmanager
-def named(place: Path) -> Iterator[None]:
-    """Turns what a library raises about a model's files into a ValueError that names the folder."""
-    try:
-        yield
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, ValueError) and str(place) in str(error):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{place} cannot be read: {reason:.300}") from error
 
 
 def _remedy(place: Path) -> str:

@@ -18,8 +18,9 @@ from spatext_lab import zoo
 from spatext_lab.scene import files
 from spatext_lab.zoo import hub
 from spatext_lab.zoo.known import MODELS, Known, Source
+from spatext_lab.zoo.state import CARD, whole
 
-CARD, README = "card.json", "README.md"
+README = "README.md"
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,6 @@ def fetch(
     for piece in pieces:
         print(f"{piece.place}: there and whole")
     return place
-
-
-def whole(place: Path) -> bool:
-    """Whether a folder that `fetch` wrote has all its files, in the right size.
-
-    Reading 4 GB for their checksums takes seconds; `zoo.folder` does it before they are used.
-    """
-    listed = zoo.read_json(place / CARD).get("files", {}) if (place / CARD).is_file() else {}
-    sizes = {name: (place / name).stat().st_size for name in listed if (place / name).is_file()}
-    return bool(listed) and sizes == {name: facts["size"] for name, facts in listed.items()}
 
 
 def _fetch(known: Known, place: Path, todo: list[Piece], endpoint: str, accept: bool) -> None:

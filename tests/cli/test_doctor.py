@@ -119,6 +119,25 @@ def test_harmed_models_are_named(monkeypatch, shipped, harm, named):
     assert broken.fix == "git checkout -- data/pocket"
 
 
+def test_a_model_that_is_not_there_is_no_failure(monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "_HERE", tmp_path / "spatext_lab")
+    monkeypatch.chdir(tmp_path)
+    done = examine(monkeypatch, "sd15", "reco-coco")
+    assert done["sd15"].ok
+    assert done["sd15"].detail.endswith("GB); to get it: spatext-lab models fetch sd15")
+    part = tmp_path / "models" / "reco-coco"
+    part.mkdir(parents=True)
+    assert done["reco-coco"].ok
+    facts = {"commit": "0" * 40, "files": {"model_index.json": {"size": 2}}}
+    (part / "card.json").write_text(json.dumps(facts))
+    broken = examine(monkeypatch, "reco-coco")["reco-coco"]
+    assert not broken.ok
+    assert "model_index.json is missing" in broken.detail
+    assert broken.fix == "spatext-lab models fetch reco-coco"
+    (part / "model_index.json").write_text("{}")
+    assert examine(monkeypatch, "reco-coco")["reco-coco"].ok
+
+
 @pytest.mark.parametrize(("what", "name"), [("NEEDED_DISK", "disk"), ("NEEDED_MEMORY", "memory")])
 def test_too_little_room_fails(monkeypatch, what, name):
     monkeypatch.setattr(doctor, what, 1e18)

@@ -4,13 +4,20 @@ with CLIP's own tokenizer, COCO photos; load, widen or grow, encode, two steps, 
 sample."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PNDMScheduler, StableDiffusionPipeline
+import torch.nn.functional as F
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import load_file
 
 from spatext_lab.course import stand_in
@@ -126,3 +133,56 @@ def test_pickled_weights_are_refused(sd, tmp_path):
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
         TextToImagePipeline.from_pretrained(tmp_path / "sd")
+
+
+# --- Stable Diffusion 2: v-prediction -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sd2(sd, tmp_path_factory) -> Path:
+    """models/sd2: the same parts with Stable Diffusion 2's prediction type."""
+    root = tmp_path_factory.mktemp("models") / "sd2"
+    shutil.copytree(sd, root)
+    file = root / "text-to-image" / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text()) | {"prediction_type": "v_prediction"}
+    file.write_text(json.dumps(settings))
+    return root
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler])
+def test_v_prediction_samples_as_diffusers_does(sd2, kind):
+    ours = TextToImagePipeline.from_pretrained(sd2 / "text-to-image")
+    theirs = StableDiffusionPipeline.from_pretrained(sd2 / "text-to-image", safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    ours.scheduler = theirs.scheduler = kind.from_config(theirs.scheduler.config)
+    assert ours.scheduler.config.prediction_type == "v_prediction"
+    settings = {"num_inference_steps": 5, "guidance_scale": 3.0, "output_type": "latent"}
+    noise = torch.randn(1, 4, 8, 8)
+    mine = ours(Scene("a boat"), latents=noise, **settings).images
+    torch.testing.assert_close(mine, theirs("a boat", latents=noise, **settings).images)
+
+
+@pytest.mark.parametrize("recipe", ["spatext", "reco"])
+def test_v_prediction_is_what_is_trained_and_saved(sd2, tmp_path, monkeypatch, recipe):
+    """The loss is that of diffusers' own target, `get_velocity`."""
+    seen, real = [], spatext.training_loss
+
+    def loss(denoiser, x_0, condition, t, noise, scheduler):
+        value = real(denoiser, x_0, condition, t, noise, scheduler)
+        with torch.no_grad():
+            x_t = scheduler.add_noise(x_0, noise, t)
+            wanted = DDIMScheduler.from_config(scheduler.config).get_velocity(x_0, noise, t)
+            seen.append((value.item(), F.mse_loss(denoiser(x_t, t, condition), wanted).item()))
+        return value
+
+    module = {"spatext": spatext, "reco": reco}[recipe]
+    monkeypatch.setattr(module, "training_loss", loss)
+    monkeypatch.setattr(reco_views, "VIEWS", 1)
+    out = run(
+        recipe, steps=1, data=COCO, min_area=0.2, base=str(sd2), batch=2, out=tmp_path / "mine"
+    )
+    assert len(seen) == 1
+    assert seen[0][0] == pytest.approx(seen[0][1], rel=1e-4)
+    model = {"spatext": SpaTextPipeline, "reco": ReCoPipeline}[recipe].from_pretrained(out)
+    assert model.scheduler.config.prediction_type == "v_prediction"
+    assert model(SCENE, num_inference_steps=2).images[0].size == (64, 64)

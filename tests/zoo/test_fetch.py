@@ -26,9 +26,9 @@ from spatext_lab.cli import parser as cli
 from spatext_lab.clip import Clip
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.zoo import fetch as fetching
 from spatext_lab.zoo import hub as hubs
 from spatext_lab.zoo.fetch import fetch
+from spatext_lab.zoo.state import state
 from tests.tiny import SCENE
 from tests.zoo.local_hub import (
     OPEN_CLIP,
@@ -493,13 +493,25 @@ def test_a_model_that_was_put_there_by_hand_is_used(get, hub):
     assert read(place).items() < before.items()
 
 
-def test_whole_is_told_from_sizes(get):
+def test_the_state_of_each_model_is_told(get, hub, tmp_path, monkeypatch):
+    """What doctor says: a model that is not there is no failure, a damaged one is."""
+    monkeypatch.chdir(tmp_path)
+    assert state("sd15") == "not there, and not needed (3.9 GB)"
     place = get()
-    assert fetching.whole(place / "clip")
-    assert not fetching.whole(place)
-    with (place / "clip" / "open_clip_model.safetensors").open("ab") as file:
+    commits = [hub.repositories[name].commit[:12] for name in (SD, OPEN_CLIP)]
+    sd, clip = Path("models/sd15/text-to-image"), Path("models/sd15/clip")
+    assert state("sd15") == f"{sd} at commit {commits[0]}; {clip} at commit {commits[1]}"
+    (clip / "card.json").rename(tmp_path / "card.json")
+    assert state("sd15").endswith(f"{clip}, not from models fetch")
+    shutil.rmtree(clip)
+    assert state("sd15").endswith(f"; {clip} is missing")
+    with (place / "text-to-image" / UNET).open("ab") as file:
         file.write(b"0")
-    assert not fetching.whole(place / "clip")
+    with pytest.raises(ValueError, match=rf"{sd / UNET} is damaged: \d+ bytes, not \d+"):
+        state("sd15")
+    (place / "text-to-image" / UNET).unlink()
+    with pytest.raises(ValueError, match=f"{sd / UNET} is missing"):
+        state("sd15")
 
 
 def test_an_unknown_model_is_refused(tmp_path):
