@@ -179,7 +179,7 @@ def test_v_prediction_is_what_is_trained_and_saved(sd2, tmp_path, monkeypatch, r
     monkeypatch.setattr(module, "training_loss", loss)
     monkeypatch.setattr(reco_views, "VIEWS", 1)
     out = run(
-        recipe, steps=1, data=COCO, min_area=0.2, base=str(sd2), batch=2, out=tmp_path / "mine"
+        recipe, steps=1, data=COCO, min_area=0.1, base=str(sd2), batch=2, out=tmp_path / "mine"
     )
     assert len(seen) == 1
     assert seen[0][0] == pytest.approx(seen[0][1], rel=1e-4)
