@@ -33,5 +33,8 @@ class Progress(tqdm):
         """Ends the bar; a log gets one line with the count and the time."""
         seconds = time.monotonic() - self.began
         if not (self.live or self.disable) and seconds >= PATIENCE:
-            print(f"{self.desc}: {self.n} {self.unit}s in {seconds:.0f} s", file=sys.stderr)
+            count = f"{self.n} {self.unit}s"
+            if self.unit_scale:
+                count = f"{self.format_sizeof(self.n)}{self.unit}"
+            print(f"{self.desc}: {count} in {seconds:.0f} s", file=sys.stderr)
         super().close()

@@ -38,6 +38,13 @@ def test_long_work_leaves_one_line_in_a_log(capsys, patience, iterated):
     assert re.fullmatch(r"caching: 30 images in \d+ s\n", error)
 
 
+def test_large_counts_are_scaled_where_that_is_asked(capsys, patience):
+    with Progress(total=5, desc="a.zip", unit="B", unit_scale=True) as bar:
+        bar.update(252_907_541)
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "a.zip: 253MB in 0 s\n"
+
+
 def test_in_a_terminal_there_is_a_bar(capsys, patience, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     for _ in Progress(range(30), desc="caching", unit="image", mininterval=0.01):

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a server's answer means: the file, another attempt later, or none at all."""
 
-import random
 import re
 import time
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import urljoin, urlsplit
@@ -27,29 +25,6 @@ class Again(Exception):
     def __init__(self, what: str, wait: float = 0.0):
         super().__init__(what)
         self.wait = wait
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait, and how often to try again.
-
-    Args:
-        attempts: in a row without a new byte, the first one included.
-        first: seconds, the longest pause after one failure; doubled with each more.
-        longest: seconds, of any pause.
-        silence: seconds without a byte, after which a connection is given up.
-        asked: seconds, the longest wait that a server may ask for (Retry-After).
-    """
-
-    attempts: int = 6
-    first: float = 1.0
-    longest: float = 60.0
-    silence: float = 30.0
-    asked: float = 300.0
-
-    def pause(self, failed: int) -> float:
-        """Seconds after so many failures: random, so that eight do not come back at once."""
-        return random.uniform(0, min(self.longest, self.first * 2 ** (failed - 1)))
 
 
 def refuse_redirect(answer: httpx.Response) -> None:

@@ -6,11 +6,9 @@ status 416. Whatever a server does, a file has its name only when it is whole an
 """
 
 import ssl
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import httpx
@@ -19,7 +17,6 @@ import tenacity
 from spatext_lab import __version__
 from spatext_lab.datasets.coco.fetch.answers import (
     Again,
-    Patience,
     TransferError,
     continues,
     judged,
@@ -29,14 +26,11 @@ from spatext_lab.datasets.coco.fetch.answers import (
     refuse_web_page,
 )
 from spatext_lab.datasets.coco.fetch.part import Note, Part
+from spatext_lab.datasets.coco.fetch.waiting import Patience, Stopped, Tries, Waiting
 
 AT_A_TIME = 8
 # identity: sizes, ranges and checks are about the file's own bytes
 HEADERS = {"User-Agent": f"spatext-lab/{__version__}", "Accept-Encoding": "identity"}
-
-
-class Stopped(Exception):
-    """The downloader was closed during a transfer; what has arrived stays."""
 
 
 class Downloader:
@@ -44,12 +38,12 @@ class Downloader:
 
     Args:
         patience: how long to wait and how often to try again.
+        tell: called with a line when it waits for long.
     """
 
-    def __init__(self, patience: Patience):
-        self.patience = patience
-        self.closed = Event()
-        self._quiet_until = 0.0  # monotonic: a server asked everybody to wait until then
+    def __init__(self, patience: Patience, tell: Callable[[str], None] = lambda line: None):
+        self._patience, self._waiting = patience, Waiting(patience, tell)
+        self.closed = self._waiting.closed
         self._client = httpx.Client(
             verify=_certificates(),
             headers=HEADERS,
@@ -90,12 +84,17 @@ class Downloader:
             OSError: it cannot be written.
             Stopped: the downloader was closed meanwhile.
         """
-        part, tries = Part(path), _Tries(self.patience)
+        part, tries = Part(path), Tries(self._patience)
+
+        def tell(state: tenacity.RetryCallState) -> None:
+            self._waiting.say(f"{path.name}: {state.outcome.exception()}", state.upcoming_sleep)
+
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Again),
             wait=tries.wait,
             stop=tries.over,
-            sleep=self._sleep,
+            before_sleep=tell,
+            sleep=self._waiting.sleep,
             reraise=True,
         )
         try:
@@ -106,8 +105,8 @@ class Downloader:
             if part.size == 0:
                 part.discard()
 
-    def _attempt(self, url: str, part: Part, check: Any, watch: Any, tries: "_Tries") -> int:
-        self._keep_quiet()
+    def _attempt(self, url: str, part: Part, check: Any, watch: Any, tries: Tries) -> int:
+        self._waiting.keep_quiet()
         try:
             if (note := part.note(url)) is None or part.size != note.length:
                 self._transfer(url, part, note, watch)
@@ -116,7 +115,7 @@ class Downloader:
         except httpx.InvalidURL as error:
             raise TransferError(f"not an address: {error}") from None
         except Again as error:
-            self._quiet_until = max(self._quiet_until, time.monotonic() + error.wait)
+            self._waiting.quiet(error.wait)
             raise
         finally:
             tries.arrived(part.size)
@@ -157,49 +156,18 @@ class Downloader:
     def _append(self, answer: httpx.Response, part: Part, note: Note, watch: Any) -> None:
         size = part.size
         watch(size, note.length)
-        with part.bytes.open("ab", buffering=0) as file:
+        with part.bytes.open("ab") as file:
             for chunk in answer.iter_raw():
                 if self.closed.is_set():
                     raise Stopped
                 if size == 0:
                     refuse_web_page(answer, chunk)
                 file.write(chunk)
+                file.flush()  # a killed process has lost nothing that had arrived
                 size += len(chunk)
                 watch(size, note.length)
-
-    def _keep_quiet(self) -> None:
-        """Waits as long as a server has asked for; one that asks for too much is not asked."""
-        seconds = self._quiet_until - time.monotonic()
-        if seconds > self.patience.asked:
-            raise TransferError(f"the server asks to wait for {seconds:.0f} s: run again then")
-        self._sleep(max(0, seconds))
-
-    def _sleep(self, seconds: float) -> None:
-        if self.closed.wait(seconds):
-            raise Stopped
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()  # takes 0.1 s
-
-
-class _Tries:
-    """How often in a row a transfer has failed without a new byte."""
-
-    def __init__(self, patience: Patience):
-        self.failed = 0
-        self._most = 0
-        self._patience = patience
-
-    def arrived(self, size: int) -> None:
-        """After an attempt, whatever came of it."""
-        self.failed = 1 if size > self._most else self.failed + 1
-        self._most = max(self._most, size)
-
-    def wait(self, state: tenacity.RetryCallState) -> float:
-        """Seconds until the next attempt: full jitter below a doubling limit."""
-        return self._patience.pause(self.failed)
-
-    def over(self, state: tenacity.RetryCallState) -> bool:
-        return self.failed >= self._patience.attempts

@@ -11,7 +11,8 @@ from threading import Thread
 from time import monotonic
 
 from spatext_lab.datasets.coco.fetch.answers import TransferError
-from spatext_lab.datasets.coco.fetch.download import AT_A_TIME, Downloader, Stopped
+from spatext_lab.datasets.coco.fetch.download import AT_A_TIME, Downloader
+from spatext_lab.datasets.coco.fetch.waiting import Stopped
 
 HOPELESS = 3 * AT_A_TIME  # failures in a row after which the rest is not tried
 NOT_TRIED = f"not tried, for {HOPELESS} others in a row had failed"

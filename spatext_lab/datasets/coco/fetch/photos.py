@@ -120,5 +120,6 @@ def address(item: CocoItem, mirror: str | None) -> str:
     """Where a photo is to be had: its `coco_url`, or the same path of a mirror; "" for nowhere."""
     if mirror is None:
         return item.credit.coco_url
-    path = urlsplit(item.credit.coco_url).path or f"/{item.split}2017/{quote(item.file_name)}"
-    return mirror + path
+    path = urlsplit(item.credit.coco_url).path
+    usual = f"/{item.split}2017/{quote(item.file_name)}"
+    return mirror + (path if path.startswith("/") else usual)

@@ -5,18 +5,22 @@ What is there already is not asked for again: a second run, and one in a folder 
 hand, makes no request.
 """
 
+import sys
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Unpack
 from urllib.parse import urlsplit
 
 from spatext_lab.datasets.coco.fetch.annotations import Annotations
-from spatext_lab.datasets.coco.fetch.answers import SCHEMES, Patience
+from spatext_lab.datasets.coco.fetch.answers import SCHEMES
 from spatext_lab.datasets.coco.fetch.download import Downloader
 from spatext_lab.datasets.coco.fetch.photos import Photos
 from spatext_lab.datasets.coco.fetch.report import FetchReport
 from spatext_lab.datasets.coco.fetch.room import Room
+from spatext_lab.datasets.coco.fetch.waiting import Patience
 from spatext_lab.datasets.coco.read import SubsetChoice, check_choice
+from spatext_lab.figures.progress import Progress
 
 
 def fetch_coco(
@@ -55,7 +59,8 @@ def fetch_coco(
     root = Path(root)
     check_choice(split, **choice)
     mirror = None if mirror is None else _checked(mirror)
-    with Room(root) as room, Downloader(patience or Patience()) as downloader:
+    tell = partial(Progress.write, file=sys.stderr)  # above the bar
+    with Room(root) as room, Downloader(patience or Patience(), tell) as downloader:
         with Annotations(room, downloader, split, mirror, panoptic) as annotations:
             annotations.provide()
             photos = Photos(room, downloader, annotations, mirror)

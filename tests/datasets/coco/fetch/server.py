@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Trick = Callable[["Handler", bytes], None]
@@ -22,7 +23,8 @@ class Server(ThreadingHTTPServer):
         self.files = dict(files)
         self.tricks: dict[str, list[Trick]] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []  # path and headers of each request
-        self.ranges, self.etags = True, True
+        self.ranges = True
+        self.named_by: tuple[str, ...] = ("etag",)  # headers that name a file's version
         self.chunk, self.delay = 2**16, 0.0
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -41,6 +43,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which would hold back a body for 40 ms
 
     def log_message(self, *_) -> None:
         pass
@@ -82,10 +85,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def give(self, content: bytes) -> None:
         """As RFC 9110 asks: a range if that is of the version that the client has."""
-        name = etag(content)
-        headers = {"etag": name} if self.server.etags else {}
+        known = {name: version(name, content) for name in self.server.named_by}
+        headers = {name.removeprefix("weak_"): value for name, value in known.items()}
+        strong = [value for name, value in known.items() if not name.startswith("weak")]
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not (self.server.ranges and wanted and self.headers.get("If-Range", name) == name):
+        if not (self.server.ranges and wanted and self.headers.get("If-Range") in (None, *strong)):
             return self.answer(200, content, **headers)
         start = int(wanted[1])
         if start >= len(content):
@@ -94,8 +98,12 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(206, content[start:], content_range=span, **headers)
 
 
-def etag(content: bytes) -> str:
-    return f'"{hashlib.sha1(content).hexdigest()}"'
+def version(header: str, content: bytes) -> str:
+    """A name for this content, in the form of a header."""
+    digest = hashlib.sha1(content).hexdigest()
+    if header == "last_modified":
+        return formatdate(int(digest[:7], 16), usegmt=True)
+    return f'W/"{digest}"' if header == "weak_etag" else f'"{digest}"'
 
 
 # --- tricks ---------------------------------------------------------------------------------------

@@ -7,10 +7,17 @@ from threading import Thread
 
 import pytest
 
-from spatext_lab.datasets.coco.fetch.answers import Patience, TransferError, retry_after
-from spatext_lab.datasets.coco.fetch.download import Downloader, Stopped
+from spatext_lab.datasets.coco.fetch import waiting
+from spatext_lab.datasets.coco.fetch.answers import TransferError, retry_after
+from spatext_lab.datasets.coco.fetch.download import Downloader
 from spatext_lab.datasets.coco.fetch.part import Note, Part
+from spatext_lab.datasets.coco.fetch.waiting import Patience, Stopped
 from tests.datasets.coco.fetch import server as tricks
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 QUICK = Patience(attempts=3, first=0.01, longest=0.02, silence=5.0)
 BODY = bytes(range(256)) * 40
@@ -89,8 +96,17 @@ def test_a_server_without_ranges_sends_all_of_it_again(fetch, server):
     assert ranges(server) == [None, "bytes=5000-"]
 
 
-def test_without_a_name_for_the_version_nothing_is_continued(fetch, server):
-    server.etags = False
+@pytest.mark.parametrize("names", [("last_modified",), ("weak_etag", "last_modified")])
+def test_the_date_names_the_version_where_no_strong_etag_does(fetch, server, names):
+    server.named_by = names
+    assert fetch(tricks.cut(5000)) == BODY
+    assert ranges(server) == [None, "bytes=5000-"]
+    assert server.asked[1][1]["If-Range"].endswith(" GMT")
+
+
+@pytest.mark.parametrize("names", [(), ("weak_etag",)])
+def test_without_a_name_for_the_version_nothing_is_continued(fetch, server, names):
+    server.named_by = names
     assert fetch(tricks.cut(5000)) == BODY
     assert ranges(server) == [None, None]
 
@@ -123,7 +139,7 @@ def test_a_range_that_was_not_asked_for_is_refused(fetch, server, span):
 
 def test_more_than_the_server_has_is_fetched_anew(fetch, server, tmp_path):
     part = Part(tmp_path / "sub" / "file.bin")
-    part.begin(Note(server.url + PATH, tricks.etag(BODY), "", None))
+    part.begin(Note(server.url + PATH, tricks.version("etag", BODY), "", None))
     part.bytes.write_bytes(BODY + b"too much")
     assert fetch() == BODY
     assert ranges(server) == [f"bytes={len(BODY) + 8}-", None]
@@ -131,11 +147,13 @@ def test_more_than_the_server_has_is_fetched_anew(fetch, server, tmp_path):
 
 def test_a_process_killed_after_the_last_byte_asks_for_no_more(fetch, server, tmp_path):
     part = Part(tmp_path / "sub" / "file.bin")
-    part.begin(Note(server.url + PATH, tricks.etag(BODY), "", len(BODY)))
+    part.begin(Note(server.url + PATH, tricks.version("etag", BODY), "", len(BODY)))
     part.bytes.write_bytes(BODY)
     assert fetch() == BODY
     assert server.asked == []
-    part.begin(Note(server.url + PATH, tricks.etag(BODY), "", None))  # its length was not known
+    part.begin(
+        Note(server.url + PATH, tricks.version("etag", BODY), "", None)
+    )  # its length was not known
     part.bytes.write_bytes(BODY)
     assert fetch() == BODY
     assert ranges(server) == [f"bytes={len(BODY)}-"]
@@ -285,6 +303,34 @@ def test_an_old_file_stays_until_the_new_one_is_whole(fetch, server, tmp_path):
         fetch(*[tricks.cut(100)] + [tricks.cut(0)] * 5)
     assert path.read_bytes() == b"old"
     assert fetch() == BODY
+
+
+@pytest.mark.skipif(resource is None, reason="this system has no limits of file sizes")
+def test_where_a_disk_is_full_what_arrived_is_whole(fetch, server, tmp_path):
+    """The system writes a part of a block, and only then refuses the next."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, usual[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            fetch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not isinstance(caught.value, TransferError)
+    part = Part(tmp_path / "sub" / "file.bin")
+    assert part.bytes.read_bytes() == BODY[: part.size]
+    assert fetch() == BODY
+    assert len(server.asked) == 2
+
+
+def test_a_long_wait_is_told_once(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "WORTH_SAYING", 0.5)
+    server.files |= {"/a": BODY, "/b": BODY}
+    server.tricks = {"/a": [tricks.status(503, retry_after="1")], "/b": [tricks.status(500)]}
+    lines = []
+    with Downloader(QUICK, lines.append) as downloader:
+        for name in "ab":
+            downloader.fetch(f"{server.url}/{name}", tmp_path / name, whole)
+    assert lines == ["a: 503 Service Unavailable; again in 1 s"]
 
 
 def test_a_closed_downloader_stops_a_transfer_and_a_wait(server, tmp_path):

@@ -71,6 +71,16 @@ def attributed(root: Path) -> list[str]:
     return [row["file_name"] for row in csv.DictReader((root / "ATTRIBUTION.csv").open())]
 
 
+def rewritten(complete: Path, root: Path, url: str | None) -> None:
+    """All of COCO but the first photo, which has another address."""
+    shutil.copytree(complete, root)
+    path = root / "annotations" / "instances_val2017.json"
+    whole = json.loads(path.read_text())
+    whole["images"][0]["coco_url"] = url
+    path.write_text(json.dumps(whole))
+    (root / path_of(1)[1:]).unlink()
+
+
 # --- the subset -----------------------------------------------------------------------------------
 
 
@@ -378,16 +388,19 @@ def test_a_mirror_may_lie_in_a_folder(server, root, published):
     assert len(photos_in(root)) == 1
 
 
+@pytest.mark.parametrize("url", [None, "", "words", ".example.org/x.jpg", "http://x.org"])
+def test_a_mirror_is_asked_and_nobody_else(server, root, complete, url):
+    """Whatever an annotation file says."""
+    rewritten(complete, root, url)
+    assert fetch_coco(root, "val", mirror=server.url, patience=QUICK).failed == {}
+    assert server.paths() == [path_of(1)]
+
+
 @pytest.mark.parametrize(
     "url", [None, "", "ftp://images.cocodataset.org/1.jpg", "file:///etc/passwd", "words"]
 )
 def test_a_photo_without_an_address_fails_and_is_not_asked_for(root, complete, url):
-    shutil.copytree(complete, root)
-    path = root / "annotations" / "instances_val2017.json"
-    whole = json.loads(path.read_text())
-    whole["images"][0]["coco_url"] = url
-    path.write_text(json.dumps(whole))
-    (root / path_of(1)[1:]).unlink()
+    rewritten(complete, root, url)
     report = fetch_coco(root, "val", patience=QUICK)
     assert list(report.failed) == [url or name_of(1)]
     assert "no http or https address" in report.text()
