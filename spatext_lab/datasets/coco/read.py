@@ -28,6 +28,7 @@ from spatext_lab.datasets.coco.records import (
     read_file,
 )
 from spatext_lab.datasets.coco.report import CocoReport, Credit
+from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import rle
 
 BOX_ALONE = "a box and no mask: of use to ReCo alone (boxes=True)"
@@ -133,15 +134,18 @@ def read_coco(
     if limit is not None:
         Random(seed).shuffle(order)
     items: list[CocoItem] = []
-    for number in order:
-        entry = entries.pop(number)  # its records are not needed again
-        if len(items) == limit:
-            report.leave_image("not needed, the limit was reached", entry.record.file_name)
-            continue
-        try:
-            items.append(_item(entry, choice, report))
-        except _LeftOut as reason:
-            report.leave_image(str(reason), entry.record.file_name)
+    total = len(order) if limit is None else limit
+    with Progress(total=total, desc=f"reading {split}2017", unit="photo") as bar:
+        for number in order:
+            entry = entries.pop(number)  # its records are not needed again
+            if len(items) == limit:
+                report.leave_image("not needed, the limit was reached", entry.record.file_name)
+                continue
+            try:
+                items.append(_item(entry, choice, report))
+            except _LeftOut as reason:
+                report.leave_image(str(reason), entry.record.file_name)
+            bar.update(limit is None or len(items) - bar.n)
     items.sort(key=lambda item: item.image_id)
     report.credits = [item.credit for item in items]
     report.regions = sum(len(item.regions) for item in items)

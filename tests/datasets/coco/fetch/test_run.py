@@ -19,9 +19,11 @@ from spatext_lab.datasets.coco.fetch import Patience, TransferError, annotations
 from spatext_lab.datasets.coco.fetch.archives import INSTANCES_AND_CAPTIONS, Archive
 from tests.datasets.coco.fetch import server as tricks
 from tests.datasets.coco.fetch.conftest import COUNT, HEIGHT, WIDTH, name_of, photo, zipped
+from tests.photos import MINI
 
 QUICK = Patience(attempts=3, first=0.01, longest=0.02, silence=5.0)
 ZIP = "/annotations/annotations_trainval2017.zip"
+PANOPTIC_ZIP = "/annotations/panoptic_annotations_trainval2017.zip"
 ALL = {"licences": None, "min_area": 0.0}  # every photo
 CHOICES = [
     {},
@@ -103,7 +105,7 @@ def test_panoptic_segments_come_as_read_coco_reads_them(fetch, server, root, com
     report = fetch(**choice, panoptic=True)
     by_hand = root.parent / "by-hand"
     shutil.copytree(complete, by_hand)
-    for name, body in _members(published["/annotations/panoptic_annotations_trainval2017.zip"]):
+    for name, body in _members(published[PANOPTIC_ZIP]):
         (by_hand / name).write_bytes(body)
     (by_hand / "annotations" / "panoptic_val2017").mkdir()
     for name, body in _members((by_hand / "annotations" / "panoptic_val2017.zip").read_bytes()):
@@ -124,6 +126,26 @@ def test_panoptic_segments_come_as_read_coco_reads_them(fetch, server, root, com
 def _members(archive: bytes):
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         return [(name, opened.read(name)) for name in opened.namelist()]
+
+
+@pytest.mark.skipif(
+    not (MINI / "annotations" / "panoptic_val2017").is_dir(),
+    reason="no real COCO photos here: set SPATEXT_COCO_MINI to a COCO 2017 folder",
+)
+def test_real_photos_come_as_they_are(server, root):
+    folder = MINI / "annotations"
+    pngs = {path.name: path.read_bytes() for path in (folder / "panoptic_val2017").iterdir()}
+    stuff = {"panoptic_val2017.json": (folder / "panoptic_val2017.json").read_bytes()}
+    things = {f"{k}_val2017.json" for k in ("instances", "captions")}
+    server.files = {f"/val2017/{p.name}": p.read_bytes() for p in (MINI / "val2017").iterdir()} | {
+        ZIP: zipped({name: (folder / name).read_bytes() for name in things}),
+        PANOPTIC_ZIP: zipped(stuff | {"panoptic_val2017.zip": zipped(pngs)}),
+    }
+    how = {"licences": None, "min_area": 0.01, "limit": 12}
+    fetch_coco(root, "val", mirror=server.url, patience=QUICK, panoptic=True, **how)
+    wanted = read_coco(MINI, "val", **how)
+    assert facts(read_coco(root, "val", **how)) == facts(wanted)
+    assert photos_in(root) == names(wanted)
 
 
 def test_without_panoptic_that_archive_is_not_asked_for(fetch, server, root):
