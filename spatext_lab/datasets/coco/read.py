@@ -102,8 +102,9 @@ def read_coco(
         boxes:        read an annotation that has a box and no mask as a rectangle (for ReCo).
         captions:     leave out images without a caption; else they have none.
         check_images: decode every selected image once, so that a damaged one is found now.
-        supply:       is called with the path of a photo or a panoptic PNG that is missing or
-                      damaged; may put it there, and says of a photo whether to count on it.
+        supply:       is called with the path of a photo that is missing or damaged, and says
+                      whether to count on it; and with that of a missing panoptic PNG, which it may
+                      put there.
 
     Returns:
         The items in order of their image id, and a report on all that was left out.

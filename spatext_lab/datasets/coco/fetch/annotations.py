@@ -93,7 +93,7 @@ class Annotations:
         with Progress(desc=archive.name, unit="B", unit_scale=True) as bar:
 
             def watch(size: int, length: int | None) -> None:
-                if bar.total != length:
+                if length and bar.total != length:
                     archives.check_space(path.parent, length - size, archive.name)
                     bar.total, bar.initial = length, size
                 bar.update(size - bar.n)

@@ -73,15 +73,15 @@ class Photos:
         self._room.lock()
         space = sum(BYTES_PER_PIXEL * item.size[0] * item.size[1] for item in wanted)
         archives.check_space(wanted[0].path.parent, space, f"{len(wanted)} photos")
-        orders = []
+        orders = {}  # by place: two records may name one file
         for item in wanted:
             url = address(item, self._mirror)
             if urlsplit(url).scheme in SCHEMES:
-                orders.append(Order(url, item.path, partial(self._check, item.size)))
+                orders[item.path] = Order(url, item.path, partial(self._check, item.size))
             else:
                 self._fail(item.path, url or item.file_name, NO_ADDRESS, report)
         try:
-            self._work(orders, f"{wanted[0].split}2017", report)
+            self._work(list(orders.values()), f"{wanted[0].split}2017", report)
         finally:
             self._attribute(report.subset)
 
