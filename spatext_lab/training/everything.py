@@ -9,8 +9,10 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from spatext_lab import zoo
+from spatext_lab.datasets.coco.licences import FREE_LICENCES
 from spatext_lab.training import checkpoint, overview
 from spatext_lab.training.plan import Device, cores, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
@@ -28,22 +30,31 @@ class Stage:
         name: of its folder.
         parts: for options of the recipe that are folders, the stages that write them.
         recipe: its name; that of the folder if not given.
+        base: the model that it continues, where that is not one of the stages.
         on_gpu: whether a GPU trains it, with the recipe's steps and batch for that.
+        photos: what to learn from instead of pocket scenes, as options of the recipe.
     """
 
     name: str
     parts: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
+    base: str = ""
     on_gpu: bool = False
+    photos: dict[str, Any] = field(default_factory=dict)
 
     @property
     def job(self) -> Recipe:
         """The recipe."""
         return RECIPES[self.recipe or self.name]
 
+    @property
+    def gpu(self) -> dict[str, int]:
+        """Its steps and batch on a GPU, where they are others."""
+        return (self.job.photos_gpu if self.photos else self.job.gpu) if self.on_gpu else {}
+
     def steps(self, most: int | None) -> int:
         """The recipe's own number of steps, or at most so many."""
-        own = self.job.gpu.get("steps", self.job.plan.steps) if self.on_gpu else self.job.plan.steps
+        own = self.gpu.get("steps", self.job.budget(self.photos).steps)
         return min(own, most or own)
 
     def hours(self, most: int | None) -> float:
@@ -65,6 +76,15 @@ STAGES = (
     Stage("update-mask", {"base": "spatext"}),
     Stage("energy", {"vae": "decoder", "clip": "clip"}),
 )
+# What continues the pocket's models on photos; judge and rivals are the pocket's alone.
+PHOTO_STAGES = (
+    Stage("autoencoder", base="pocket"),
+    Stage("clip"),
+    Stage("prior", {"clip": "clip"}),
+    Stage("text-to-image", {"vae": "autoencoder", "clip": "clip"}, base="pocket"),
+    Stage("spatext", {"base": "text-to-image", "clip": "clip", "prior": "prior"}),
+    Stage("reco", {"base": "text-to-image"}),
+)
 
 
 def train_all(
@@ -74,6 +94,8 @@ def train_all(
     steps: int | None = None,
     workers: int | None = None,
     device: Device = "auto",
+    data: Path | None = None,
+    licences: Collection[int] | None = FREE_LICENCES,
 ) -> list[str]:
     """Trains every shipped model; what is complete in `out` stays, what was interrupted goes on.
 
@@ -87,6 +109,10 @@ def train_all(
         steps: at most so many steps of each, to try the whole chain.
         workers: runs at a time; by default one per core, on a GPU one.
         device: where to train; auto is a GPU where there is one.
+        data: a folder in COCO layout, on whose photos the pocket's autoencoder, text-to-image
+            model, SpaText and ReCo are continued, with a CLIP and a prior of their own; every
+            shipped model is trained anew on pocket scenes if not given.
+        licences: of its photos, see `PhotoChoice`.
 
     Returns:
         The names of those that failed and those that need them; empty if all is well.
@@ -96,7 +122,9 @@ def train_all(
         FileNotFoundError: a model that one of `only` needs is not there.
     """
     on_gpu = device_of(device) == "cuda"
-    stages = [replace(stage, on_gpu=on_gpu) for stage in STAGES]
+    photos = {} if data is None else {"data": data, "licences": licences}
+    every = PHOTO_STAGES if photos else STAGES
+    stages = [replace(stage, on_gpu=on_gpu, photos=photos) for stage in every]
     chosen = _chosen(stages, only)
     workers = workers or (1 if on_gpu else cores())
     out = Path(out)
@@ -115,7 +143,8 @@ def train_all(
     print(f"{len(waiting)} models, {estimate}; done: {len(done)}")
     failed = _run(waiting, done, out, steps, workers, device)
     if not failed:
-        overview.write(out, [stage.name for stage in STAGES if (out / stage.name).is_dir()])
+        made = [stage.name for stage in every if (out / stage.name).is_dir()]
+        overview.write(out, made, 0 if photos else overview.SCENES)
     return failed
 
 
@@ -138,7 +167,9 @@ def is_complete(stage: Stage, out: Path, most: int | None = None) -> bool:
         return False
     if problems := zoo.verify(out / stage.name):
         raise ValueError("; ".join(problems))
-    return json.loads(card.read_text(encoding="utf-8"))["plan"]["steps"] == stage.steps(most)
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    learned = Path(stage.photos["data"]).name if stage.photos else None
+    return facts["plan"]["steps"] == stage.steps(most) and facts["given"].get("data") == learned
 
 
 def is_interrupted(stage: Stage, out: Path, most: int | None = None) -> bool:
@@ -203,8 +234,13 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     """The process of a stage's run; it continues from a checkpoint where there is one."""
     words = ["train", stage.job.name, "--out", out / stage.name, "--device", device]
     words += ["--steps", stage.steps(steps)]
-    if stage.on_gpu and "batch" in stage.job.gpu:
-        words += ["--batch", stage.job.gpu["batch"]]
+    if "batch" in stage.gpu:
+        words += ["--batch", stage.gpu["batch"]]
+    words += ["--base", stage.base] if stage.base else []
+    if stage.photos:
+        licences = stage.photos["licences"]
+        chosen = ["all"] if licences is None else sorted(licences)
+        words += ["--data", Path(stage.photos["data"]).absolute(), "--licences", *chosen]
     for option, name in stage.parts.items():
         words += [f"--{option}", out / name]
     words += ["--resume"] if is_interrupted(stage, out, steps) else []

@@ -47,13 +47,15 @@ def write(out: Path, models: Sequence[str], scenes: int = SCENES) -> Path:
     Args:
         out: the folder of a whole training.
         models: names of the folders in it.
-        scenes: number of test scenes that each method is measured on.
+        scenes: number of test scenes that each method is measured on; with 0 none is, and the page
+            has curves alone.
 
     Returns:
         The page's path.
     """
     rows, measured = [], {}
-    if methods := [METHODS[name] for name in models if name in METHODS]:
+    methods = [METHODS[name] for name in models if name in METHODS] if scenes else []
+    if methods:
         report = compare(methods, out / COMPARED, scenes, model=str(out))
         measured = {row["method"]: row for row in report["rows"]}
     for name in models:

@@ -15,6 +15,7 @@ from spatext_lab import zoo
 from spatext_lab.training import checkpoint, everything
 from spatext_lab.training import run as run_module
 from spatext_lab.training.everything import (
+    PHOTO_STAGES,
     STAGES,
     Stage,
     expected_hours,
@@ -22,15 +23,20 @@ from spatext_lab.training.everything import (
     is_interrupted,
     train_all,
 )
+from spatext_lab.training.recipes import RECIPES
+from tests.photos import photo_folder
 
 CHEAP = ("autoencoder", "decoder")
 
 
-def test_a_stage_comes_after_what_it_needs():
+@pytest.mark.parametrize("stages", [STAGES, PHOTO_STAGES])
+def test_a_stage_comes_after_what_it_needs(stages):
     seen = set()
-    for stage in STAGES:
+    for stage in stages:
         assert set(stage.parts.values()) <= seen
         assert set(stage.parts) <= set(stage.job.options)
+        assert "data" in stage.job.options or stages is STAGES
+        assert "base" in stage.job.options or not stage.base
         seen.add(stage.name)
 
 
@@ -59,6 +65,28 @@ def test_a_gpu_has_its_own_steps_and_batch(tmp_path, monkeypatch):
     assert not set(batch) & set(lines[0])
     assert lines[1][lines[1].index("--batch") :][:2] == batch
     assert lines[1][lines[1].index("--steps") + 1] == str(budget["steps"])
+
+
+def test_photos_have_a_plan_of_their_own(tmp_path, capsys):
+    """Steps, base, data and licences are the run's; it is not taken for one of pocket scenes."""
+    data = photo_folder(tmp_path / "photos")
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match=r"has no complete clip; train them too"):
+        train_all(out, only=["prior"], data=data, device="cpu")
+    settings = {"data": data, "licences": [4, 7], "steps": 1, "device": "cpu"}
+    assert train_all(out, only=["autoencoder"], **settings) == []
+    facts = json.loads((out / "autoencoder" / "card.json").read_text())
+    assert facts["given"] == {"base": "pocket", "data": "photos", "licences": [4, 7]}
+    assert facts["plan"]["lr"] == RECIPES["autoencoder"].photos.lr
+    assert (out / everything.overview.INDEX).is_file()
+    assert not (out / everything.overview.COMPARED).exists()
+    capsys.readouterr()
+    assert train_all(out, only=["autoencoder"], **settings) == []
+    assert "0 models" in capsys.readouterr().out
+    assert not is_complete(PHOTO_STAGES[0], out, 1)
+    stage = replace(PHOTO_STAGES[0], photos={"data": data, "licences": None}, on_gpu=True)
+    assert stage.steps(None) == RECIPES["autoencoder"].photos_gpu["steps"]
+    assert replace(stage, on_gpu=False).steps(None) == RECIPES["autoencoder"].photos.steps
 
 
 class Timed(Stage):

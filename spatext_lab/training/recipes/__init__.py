@@ -26,7 +26,8 @@ class Recipe:
     use: str  # intended use, for the card
     module: str = ""  # that has `make`; the file of the recipe's name in this folder
     gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
-    photos: Plan | None = None  # of a run on photos, where that is another
+    photos: Plan | None = None  # of a run on photos, where that is another: an evening for them all
+    photos_gpu: dict[str, int] = field(default_factory=dict)  # as `gpu`, for some 5000 photos
 
     @property
     def home(self) -> str:
@@ -61,6 +62,7 @@ RECIPES = {
         0.2,
         "encodes 64 x 64 images as 16 x 16 x 4 latents and decodes them",
         photos=Plan(steps=1500, lr=1e-3, weight_decay=1e-4),
+        photos_gpu={"steps": 20_000, "batch": 32},
     ),
     "decoder": Recipe(
         "decoder",
@@ -99,6 +101,15 @@ RECIPES = {
         0.65,
         "generates pocket images from captions; the base of SpaText and ReCo",
         gpu={"steps": 8450, "batch": 256},
+        photos=Plan(
+            steps=6000,
+            lr=5e-4,
+            warmup=300,
+            cooldown=1500,
+            ema_decay=0.9995,
+            rates={"text_encoder": 0.2},
+        ),
+        photos_gpu={"steps": 8000, "batch": 256},
     ),
     "spatext": Recipe(
         "spatext",
@@ -106,6 +117,7 @@ RECIPES = {
         0.37,
         "generates pocket scenes: a caption, and texts for regions",
         gpu={"steps": 6000, "batch": 64},
+        photos_gpu={"steps": 6000, "batch": 64},
     ),
     "other-maps": Recipe(
         "other-maps",
