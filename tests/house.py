@@ -32,7 +32,7 @@ def graph() -> dict[str, set[str]]:
     arrows: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        if parts[1] == "__init__":  # the package's face: it only names what is loaded when used
+        if parts[1].startswith("__"):  # its face, which loads what is used, and its command
             continue
         own = arrows.setdefault(parts[1], set())
         named = (n for n in imports(path) if n.startswith("spatext_lab.") and "__" not in n)

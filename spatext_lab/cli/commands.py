@@ -16,13 +16,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spatext_lab.training import launch
+
 SAMPLERS = ("spatext", "pixel", "reco", "text")
 _LONGEST = 600  # of a message, in characters
 
 
 def complain(problem: object, code: int) -> int:
-    """Prints a problem as one line on stderr and returns `code`."""
-    print(f"spatext-lab: {shown(' '.join(str(problem).split()))}", file=sys.stderr)
+    """Prints a problem as one line on stderr and returns `code`.
+
+    Of several processes that share a run, one prints.
+    """
+    if launch.speaks():
+        print(f"spatext-lab: {shown(' '.join(str(problem).split()))}", file=sys.stderr, flush=True)
     return code
 
 
@@ -125,9 +131,11 @@ def train(args: argparse.Namespace) -> int:
     """Trains a recipe, or all of them."""
     options = given(args)
     if args.recipe != "all":
+        from spatext_lab.training import processes
         from spatext_lab.training import run as training
 
         training.run(args.recipe, **options)
+        processes.leave()
         return 0
     from spatext_lab.training import everything
 

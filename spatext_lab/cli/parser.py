@@ -20,6 +20,7 @@ from typing import Any
 from spatext_lab import __version__
 from spatext_lab.cli import commands, values
 from spatext_lab.cli.commands import complain, shown
+from spatext_lab.training import launch
 from spatext_lab.training.options import Option, names, options
 from spatext_lab.training.recipes import RECIPES
 
@@ -31,6 +32,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Leaves with exit code 2 after the usage and the message."""
+        if not launch.speaks():
+            raise SystemExit(2)
         super().error(shown(message))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # bars for loading would fill a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        _check_shared(args)
         code = args.run(args)
         sys.stdout.flush()
         return code
@@ -71,7 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         named = isinstance(error, OSError) and error.filename and error.strerror
         problem = f"{error.filename}: {error.strerror}" if named else error
-        return complain(problem, 1 if isinstance(error, FloatingPointError) else 2)
+        return complain(
+            problem, 1 if isinstance(error, FloatingPointError | ConnectionError) else 2
+        )
+
+
+def _check_shared(args: argparse.Namespace) -> None:
+    """Raises ValueError where torchrun would do the same work several times."""
+    if launch.count() > 1 and (args.run is not commands.train or args.recipe == "all"):
+        raise ValueError("of all commands, torchrun shares out the work of train RECIPE alone")
 
 
 def build_parser() -> Parser:
@@ -176,7 +188,7 @@ def _add_train(to: Any) -> None:
     command = _command(to, commands.train, "train", what, example)
     known = [*RECIPES, "all"]
     command.add_argument("recipe", choices=known, metavar="RECIPE", help=", ".join(known))
-    found = _of("spatext_lab.training.run", "run", "steps seed out resume device")
+    found = _of("spatext_lab.training.run", "run", "steps seed out resume device accumulate")
     own = {"all": _of("spatext_lab.training.everything", "train_all", "only workers")}
     own |= {recipe.name: recipe.options for recipe in RECIPES.values()}
     _add_flags(command, found | _joined(own))

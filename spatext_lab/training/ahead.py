@@ -6,20 +6,22 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+from spatext_lab.training import launch
 from spatext_lab.training.plan import cores
 
 _CHUNK = 64
 
 
 def renderers(device: str) -> ProcessPoolExecutor | None:
-    """Processes that render while a GPU trains, one per core but one; None on the CPU.
+    """Processes that render while a GPU trains, one per core but its own; None on the CPU.
 
     A GPU is done with a batch before one core has rendered the next. On the CPU training itself
     keeps the core busy.
     """
-    if device != "cuda" or cores() < 2:
+    count = cores() // launch.count_here() - 1
+    if device != "cuda" or count < 1:
         return None
-    return ProcessPoolExecutor(cores() - 1, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
 
 class Ahead:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spatext_lab.scene import files
+from spatext_lab.training import launch, processes
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Plan
 
@@ -31,7 +32,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     """Writes weights, average, optimiser moments, losses and plan as one file of `folder`.
 
-    Whenever the process is killed, the old file or the new one is there, whole.
+    Whenever the process is killed, the old file or the new one is there, whole. Of several
+    processes that share a run, process 0 writes; nothing in the file says how many there were.
 
     Args:
         made: what the run was made from (recipe, options, fingerprints), JSON values; `load`
@@ -40,6 +42,8 @@ def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     Raises:
         OSError: the file cannot be written (a full disk, say).
     """
+    if launch.rank() > 0:
+        return
     optimiser = trainer.optimizer.state_dict()["state"]
     tensors = {f"weight.{i}": w.detach() for i, w in enumerate(trainer.weights)}
     tensors |= {f"average.{i}": w for i, w in enumerate(trainer.ema.shadow_params)}
@@ -59,6 +63,8 @@ def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
 def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     """Puts a saved run into a trainer that was built the same way.
 
+    Of several processes, process 0 reads and tells the others: one machine has the file.
+
     Args:
         made: as for `save`.
 
@@ -67,7 +73,7 @@ def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
         ValueError: a damaged file, one that is not a checkpoint, or another run's: going on with
             that would give a model that no single run has.
     """
-    record, tensors = check(folder, trainer.plan, made)
+    record, tensors = _from_first(folder, trainer.plan, made)
     state, moments = trainer.optimizer.state_dict(), range(len(trainer.weights))
     targets = {f"weight.{i}": w for i, w in enumerate(trainer.weights)}
     targets |= {f"average.{i}": w for i, w in enumerate(trainer.ema.shadow_params)}
@@ -85,6 +91,17 @@ def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     trainer.seconds = record["seconds"]
 
 
+def _from_first(folder: Path, plan: Plan, made: dict | None) -> tuple[dict, dict[str, Tensor]]:
+    """What `check` finds in process 0."""
+    record, tensors = check(folder, plan, made) if launch.rank() == 0 else ({}, {})
+    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    record, kinds = processes.told((record, kinds))
+    if launch.rank() > 0:
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+    processes.copy_from_first(tensors.values())
+    return record, tensors
+
+
 def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
     """The record and the tensors of the checkpoint in a folder, if it is this run's.
 
@@ -99,8 +116,8 @@ def check(folder: Path, plan: Plan, made: dict | None = None) -> tuple[dict, dic
             f"the run in {folder} was made by an earlier version, its plan has {unknown[0]}: "
             "start without --resume"
         )
-    known, asked = record["made"] | record["plan"], (made or {}) | asdict(plan)
     old = Plan(**record["plan"])
+    known, asked = record["made"] | asdict(old), (made or {}) | asdict(plan)
     if all(old.rate(step) == plan.rate(step) for step in range(record["done"])):
         del asked["steps"]  # so far it is the run of so many steps, too
     for name, value in asked.items():

@@ -18,7 +18,6 @@ from spatext_lab.training.plan import Device, cores, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
 from spatext_lab.training.run import CARD
 
-_MAIN = "from spatext_lab.cli.parser import main; raise SystemExit(main())"
 _POLL = 0.2  # seconds
 
 
@@ -247,7 +246,7 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     print(f"{stage.name}: {'continued' if '--resume' in words else 'started'}; {stage.name}.log")
     with (out / f"{stage.name}.log").open("a", encoding="utf-8") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *map(str, words)],
+            [sys.executable, "-m", "spatext_lab", *map(str, words)],
             stdout=log,
             stderr=log,
             env=os.environ | {"OMP_NUM_THREADS": "1"},

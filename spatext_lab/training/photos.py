@@ -16,7 +16,7 @@ from spatext_lab.datasets.pocket.pretraining import CROP, View
 from spatext_lab.training.ahead import Ahead, renderers
 
 SEGMENTS = 20  # of a photo at most, the largest
-BLOCK = 32  # steps whose views are cut out at a time
+BLOCK = 32  # micro-batches whose views are cut out at a time
 
 
 def training_photos(
@@ -56,16 +56,16 @@ def held_out_squares(
 
 
 def batches(view: Callable[[int], Any], batch: int, device: str) -> Callable[[int], list]:
-    """A function from the step to its views.
+    """A function from a micro-batch's number to its views.
 
     Args:
         view: from a number to the view; a partial of a function of a module.
-        batch: views a step.
+        batch: views a micro-batch.
         device: on a GPU ("cuda") other processes cut the next views out.
     """
     source = Ahead(view, BLOCK * batch, renderers(device))
     block = lru_cache(maxsize=1)(source.block)
-    return lambda step: block(step // BLOCK)[step % BLOCK * batch :][:batch]
+    return lambda number: block(number // BLOCK)[number % BLOCK * batch :][:batch]
 
 
 def small_photo(number: int, seed: int, photos: Sequence[CocoItem]) -> View:

@@ -15,7 +15,7 @@ class Plan:
     """How long and how fast to learn.
 
     Raises:
-        ValueError: steps or a seed out of range.
+        ValueError: steps, a seed or micro-batches out of range.
     """
 
     steps: int  # optimiser steps
@@ -30,12 +30,23 @@ class Plan:
     seed: int = 0
     # other rates, as fractions of `lr`, by a part of the weights' names
     rates: dict[str, float] = field(default_factory=dict)
+    accumulate: int = 1  # micro-batches whose mean gradient is a step's, over all processes
 
     def __post_init__(self) -> None:
-        for name, least, most in (("steps", 1, 10**9), ("seed", 0, LAST_SEED)):
+        ranges = (("steps", 1, 10**9), ("seed", 0, LAST_SEED), ("accumulate", 1, 10**6))
+        for name, least, most in ranges:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} is {value!r:.40}; pass a whole number, {least} to {most}")
+
+    @property
+    def batches(self) -> int:
+        """The micro-batches of the whole run; they are numbered from 0."""
+        return self.steps * self.accumulate
+
+    def step_of(self, number: int) -> int:
+        """The step that a micro-batch belongs to."""
+        return number // self.accumulate
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, a pure function of its number."""

@@ -2,10 +2,13 @@
 """`spatext-lab train`: a recipe from its first step to a model folder with a card."""
 
 import json
+import math
 import platform
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +22,11 @@ from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
-from spatext_lab.training import checkpoint
+from spatext_lab.training import checkpoint, launch, peers, processes
 from spatext_lab.training.graphs import graphed
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Trainer
-from spatext_lab.training.plan import Device, device_of
+from spatext_lab.training.plan import Device, Plan, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
 
 CHECKPOINT_SECONDS = 60.0
@@ -38,11 +41,13 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     device: Device = "auto",
+    accumulate: int | None = None,
     **options: Any,
 ) -> Path:
     """Trains a recipe and writes its model folder, with a card.
 
-    A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute.
+    A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute. Under
+    torchrun all processes call this and share the work; process 0 writes and prints.
 
     Args:
         name: a recipe in RECIPES.
@@ -52,6 +57,8 @@ def run(
             that lies there is replaced when this one is complete.
         resume: continue from the checkpoint of an interrupted run, with the same loss curve.
         device: where to train; auto is a GPU where there is one.
+        accumulate: micro-batches a step, in all processes together; one for each process if not
+            given, or as many as the run that is continued has.
         options: the recipe's, see its `make`.
 
     Returns:
@@ -59,8 +66,9 @@ def run(
 
     Raises:
         ValueError: an unknown recipe, option or device, a value out of range, a folder that holds
-            something else, and what `checkpoint.load` raises.
+            something else, and what `checkpoint.load` and `processes.join` raise.
         FileNotFoundError: nothing to resume.
+        ConnectionError: another process has ended or is not there.
     """
     recipe = _recipe(name, options)
     plan = recipe.budget(options)
@@ -70,22 +78,28 @@ def run(
     out = Path(out or f"outputs/train/{name}")
     _refuse_foreign(out, name)
     saved = out.with_name(out.name + ".checkpoint")
-    with checkpoint.writing(saved):
+    processes.join(device)
+    if accumulate is None:
+        accumulate = _accumulate(plan, saved if resume else None)
+    plan = replace(plan, accumulate=accumulate)
+    processes.share(accumulate)
+    with _alone(saved):
         made = _made(recipe, options)
-        if resume:
+        processes.check_alike(made | asdict(plan))
+        if resume and launch.rank() == 0:
             checkpoint.check(saved, plan, made)  # now, not after minutes of caching
-        minutes = plan.steps * recipe.seconds_per_step / 60
-        print(f"{name}: {steps} steps, about {minutes:.0f} min on one CPU core; result in {out}")
+        print(_first_line(recipe, plan, options, device, out))
         job = recipe.make(plan, device, **options)
         trainer = Trainer(job.module, job.loss_at, job.plan, device)
         if resume:
             checkpoint.load(trainer, saved, made)
-        else:
+        elif launch.rank() == 0:
             checkpoint.set_aside(saved)
         with few_threads(job.module), graphed(job.replayed):
             _train(trainer, saved, made)
         trainer.use_average()
-        _write_model(out, job, _facts(recipe, job, trainer, options, out))
+        if launch.rank() == 0:
+            _write_model(out, job, _facts(recipe, job, trainer, options, out))
     return out
 
 
@@ -142,9 +156,44 @@ def _made(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({"recipe": recipe.name} | made))  # tuples as lists, as when read
 
 
+def _accumulate(plan: Plan, begun: Path | None) -> int:
+    """The micro-batches a step where the caller does not say: those of the run that is continued,
+    or the plan's own, and at least one for each process."""
+    known = checkpoint.record(begun) if begun else None
+    if known:
+        plan = Plan(**known["plan"])
+    else:
+        plan = replace(
+            plan, accumulate=math.ceil(plan.accumulate / launch.count()) * launch.count()
+        )
+    return processes.told(plan.accumulate)
+
+
+@contextmanager
+def _alone(saved: Path) -> Iterator[None]:
+    """One process holds the checkpoint and is heard; all end when one does."""
+    held = checkpoint.writing(saved) if launch.rank() == 0 else nullcontext()
+    with launch.one_voice(), launch.ending_once(), peers.naming_the_ended(), held:
+        yield
+
+
+def _first_line(recipe: Recipe, plan: Plan, given: dict, device: str, out: Path) -> str:
+    """What is going to be done, by how many, and how long that takes."""
+    count, where = launch.count(), "GPU" if device_of(device) == "cuda" else "CPU"
+    usual = recipe.options["batch"].default if "batch" in recipe.options else None
+    size = given.get("batch", usual)
+    several = f"micro-batch{'es' * (plan.accumulate > 1)}"
+    of = f" of {plan.accumulate} " + (f"x {size} images" if size else several)
+    minutes = plan.batches / count * recipe.seconds_per_step / 60
+    return (
+        f"{recipe.name}: {plan.steps} steps{of} on {count} process{'es' * (count > 1)} ({where}), "
+        f"about {minutes:.0f} min on one CPU core{' each' * (count > 1)}; result in {out}"
+    )
+
+
 def _train(trainer: Trainer, saved: Path, made: dict) -> None:
     """Trains to the end with a progress bar, and a checkpoint every minute."""
-    last, kept = time.perf_counter(), trainer.done
+    last = time.perf_counter()
     total, unit = {"total": trainer.plan.steps, "initial": trainer.done}, "step"
     try:
         with Progress(desc="training", unit=unit, mininterval=1, **total) as bar:
@@ -153,11 +202,18 @@ def _train(trainer: Trainer, saved: Path, made: dict) -> None:
                 bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
                 if time.perf_counter() - last > CHECKPOINT_SECONDS:
                     checkpoint.save(trainer, saved, made)
-                    last, kept = time.perf_counter(), trainer.done
-    except KeyboardInterrupt:
-        onward = f"--resume continues after step {kept}" if kept else "before the first checkpoint"
-        raise KeyboardInterrupt(f"stopped after step {trainer.done}; {onward}") from None
+                    last = time.perf_counter()
+    except (KeyboardInterrupt, ConnectionError) as stop:
+        raise type(stop)(_farewell(stop, trainer, saved)) from None
     checkpoint.save(trainer, saved, made)
+
+
+def _farewell(stop: BaseException, trainer: Trainer, saved: Path) -> str:
+    """Why a run stops, and how it goes on."""
+    kept = (checkpoint.record(saved) or {}).get("done")
+    onward = f"--resume continues after step {kept}" if kept else "before the first checkpoint"
+    parts = [str(stop), f"stopped after step {trainer.done}", onward]
+    return "; ".join(filter(None, parts))
 
 
 # --- the result -----------------------------------------------------------------------------------
@@ -202,7 +258,7 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict, out: Path) -
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
-        "hardware": _hardware(trainer.accelerator.device),
+        "hardware": _hardware(trainer.accelerator.device, launch.count()),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
     }
 
@@ -232,7 +288,9 @@ def card(facts: dict, tables: list[Path]) -> str:
     plan = facts["plan"]
     beside = [f"{name} (`--{key}`)" for key, name in facts.get("beside", {}).items()]
     words = ["spatext-lab", "train", facts["recipe"]]
-    for key, value in ({"seed": plan["seed"], "steps": plan["steps"]} | facts["given"]).items():
+    several = {"accumulate": plan["accumulate"]} if plan.get("accumulate", 1) > 1 else {}
+    given = {"seed": plan["seed"], "steps": plan["steps"]} | several | facts["given"]
+    for key, value in given.items():
         values = value if isinstance(value, list | tuple) else [value]
         words += [f"--{key.replace('_', '-')}", *([] if value is True else map(str, values))]
     lines = [
@@ -255,7 +313,8 @@ def card(facts: dict, tables: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _hardware(device: torch.device) -> str:
+def _hardware(device: torch.device, processes: int) -> str:
+    times = f"{processes} x " if processes > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+        return times + torch.cuda.get_device_name(device)
+    return f"{times}CPU ({platform.machine()}), {torch.get_num_threads()} threads"

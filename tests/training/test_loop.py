@@ -69,8 +69,9 @@ def slow_run(plan: Plan) -> tuple[list[float], list[torch.Tensor], list[torch.Te
     first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
     average, losses = [w.detach().clone() for w in weights], []
     for i in range(plan.steps):
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + i)
-        loss = job.loss_at(i, generator)
+        numbers = range(i * plan.accumulate, (i + 1) * plan.accumulate)
+        seeded = [torch.Generator().manual_seed(plan.seed * 1_000_003 + n) for n in numbers]
+        loss = torch.stack([*map(job.loss_at, numbers, seeded)]).mean()
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, weights)
         length = math.sqrt(sum(g.square().sum().item() for g in gradients))
@@ -89,7 +90,11 @@ def slow_run(plan: Plan) -> tuple[list[float], list[torch.Tensor], list[torch.Te
 
 @pytest.mark.parametrize(
     "plan",
-    [PLAN, Plan(steps=30, lr=0.05, warmup=0, clip_norm=0.1, weight_decay=0.3, ema_decay=0.5)],
+    [
+        PLAN,
+        Plan(steps=30, lr=0.05, warmup=0, clip_norm=0.1, weight_decay=0.3, ema_decay=0.5),
+        replace(PLAN, accumulate=3),
+    ],
 )
 def test_a_run_against_the_formulas(plan):
     run = trainer(plan)
@@ -104,6 +109,64 @@ def test_a_run_against_the_formulas(plan):
     for ours, slow in zip(run.weights, average, strict=True):
         assert_close(ours.detach(), slow, atol=1e-5, rtol=1e-4)
     assert not run.module.training
+
+
+def test_several_micro_batches_are_those_of_a_plain_run():
+    """Data and noise of micro-batch n are those of step n where a step has one."""
+    seen = {}
+    for accumulate, steps in ((1, 12), (4, 3)):
+        plan = replace(PLAN, steps=steps, accumulate=accumulate)
+        assert (plan.batches, plan.step_of(11)) == (12, steps - 1)
+        job, rows = toy.make(plan), seen.setdefault(accumulate, [])
+
+        def loss_at(number, generator, job=job, rows=rows):
+            rows.append((number, generator.initial_seed()))
+            return job.loss_at(number, generator)
+
+        list(Trainer(job.module, loss_at, plan, "cpu").run())
+    assert seen[1] == seen[4]
+    assert [number for number, _ in seen[1]] == list(range(12))
+
+
+class Reused(torch.autograd.Function):
+    """A linear layer that writes each gradient into the same memory, as a CUDA graph does."""
+
+    memory = None
+
+    @staticmethod
+    def forward(context, x, weight):
+        context.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(context, grad):
+        x, weight = context.saved_tensors
+        if Reused.memory is None:
+            Reused.memory = torch.empty_like(weight)
+        return grad @ weight, Reused.memory.copy_(grad.T @ x).detach()
+
+
+def test_gradients_add_up_where_a_graph_reuses_their_memory(monkeypatch):
+    plan = replace(PLAN, steps=5, accumulate=3)
+    plain = trainer(plan)
+    list(plain.run())
+    replayed = trainer(plan)
+    first = replayed.module.first
+    monkeypatch.setattr(first, "forward", lambda x: Reused.apply(x, first.weight) + first.bias)
+    list(replayed.run())
+    assert Reused.memory is not None
+    assert_close(replayed.losses, plain.losses)
+
+
+def test_a_weight_keeps_its_layout():
+    """Convolutions in channels_last: their gradients too, or AdamW takes a slow path."""
+    module = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    loss_at = lambda number, generator: module(torch.ones(1, 4, 5, 5)).square().mean()  # noqa: E731
+    run = Trainer(module, loss_at, replace(PLAN, steps=2, accumulate=2), "cpu")
+    list(run.run())
+    assert module.weight.grad.stride() == module.weight.stride()
+    assert not module.weight.grad.is_contiguous()
+    assert module.weight.grad.untyped_storage().data_ptr() == run.gradient.data_ptr()
 
 
 def test_a_part_can_have_a_rate_of_its_own():
@@ -214,7 +277,8 @@ def trainer_on(device: str) -> Trainer:
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"steps": 10**400}, {"seed": -1}, {"seed": 2**64}]
+    "change",
+    [{"steps": 0}, {"steps": 10**400}, {"seed": -1}, {"seed": 2**64}, {"accumulate": 0}],
 )
 def test_a_plan_out_of_range_is_refused(change):
     (name,) = change

@@ -40,7 +40,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_writes_a_model_and_its_card(tmp_path, capsys):
     out = run("toy", steps=12, seed=5, out=tmp_path / "toy", device="cpu")
     assert out == tmp_path / "toy"
-    assert "toy: 12 steps, about" in capsys.readouterr().out
+    assert "toy: 12 steps of 1 micro-batch on 1 process (CPU), about" in capsys.readouterr().out
     card = json.loads((out / "card.json").read_text())
     assert card["recipe"] == "toy"
     assert card["plan"]["steps"] == 12

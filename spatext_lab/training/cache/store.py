@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spatext_lab.clip import Clip
 from spatext_lab.figures.progress import Progress
-from spatext_lab.training import checkpoint
+from spatext_lab.training import checkpoint, processes
 from spatext_lab.training.ahead import Ahead
 from spatext_lab.training.cache import manifest
 from spatext_lab.training.cache.build import Cache
@@ -50,11 +50,12 @@ def opened(
     made = _made(photos, encoder)
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     place = (folder or FOLDER) / f"{photos.root.resolve().name}-{photos.made['kind']}-{key}"
-    found = manifest.read(place, made)
-    if not manifest.is_whole(place, found) or _is_untidy(place, found):
-        with _turn(place):
-            _complete(place, made, photos, encoder)
+    with processes.first_here():
         found = manifest.read(place, made)
+        if not manifest.is_whole(place, found) or _is_untidy(place, found):
+            with _turn(place):
+                _complete(place, made, photos, encoder)
+            found = manifest.read(place, made)
     total = sum(shard["examples"] for shard in found["shards"])
     if not total:
         raise ValueError(f"no photo of {photos.root} keeps a region; choose a smaller min_area")

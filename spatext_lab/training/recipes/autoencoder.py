@@ -72,15 +72,15 @@ def make(
     torch.manual_seed(plan.seed)
     vae = (new_autoencoder() if base is None else start(base)).to(memory_format=torch.channels_last)
     if data is None:
-        images, phrase = pocket_batches(batch), f"pocket scenes train 0-{plan.steps * batch - 1}"
+        images, phrase = pocket_batches(batch), f"pocket scenes train 0-{plan.batches * batch - 1}"
     else:
         photos, phrase = training_photos(data, pixels_alone=True, **choice)
         view = partial(image_view, seed=plan.seed, photos=photos, size=SIZE)
         views = batches(view, batch, device_of(device))
         images = lambda step: to_tensor(views(step))  # noqa: E731
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        shown = images(step).to(vae.device).contiguous(memory_format=torch.channels_last)
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        shown = images(number).to(vae.device).contiguous(memory_format=torch.channels_last)
         z = vae.encoder(shown)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         error = (vae.decoder(z + LATENT_NOISE * noise) - shown).square().mean()
@@ -89,7 +89,7 @@ def make(
     def save(folder: Path) -> None:
         known = pocket_images("val", range(MEASURED))
         if data is not None:
-            known = torch.cat([images(step) for step in range(max(1, MEASURED // batch))])
+            known = torch.cat([images(number) for number in range(max(1, MEASURED // batch))])
         with torch.no_grad():
             latents = vae.encode(known.to(vae.device)).latents
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
@@ -103,8 +103,8 @@ def make(
 
 
 def pocket_batches(batch: int) -> Callable[[int], Float[Tensor, "b 3 64 64"]]:
-    """A function from the step to its pocket images."""
-    return lambda step: pocket_images("train", range(step * batch, (step + 1) * batch))
+    """A function from a micro-batch's number to its pocket images."""
+    return lambda number: pocket_images("train", range(number * batch, (number + 1) * batch))
 
 
 def start(base: str) -> AutoencoderTiny:

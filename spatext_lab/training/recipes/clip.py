@@ -77,9 +77,9 @@ Shown = tuple[int, Bool[Tensor, "h w"], str]  # an image's number in a batch, a 
 Pairs = tuple[Float[Tensor, "b 3 s s"], list[str]]
 
 
-def batch(step: int, generator: torch.Generator, size: int) -> Pairs:
+def batch(number: int, generator: torch.Generator, size: int) -> Pairs:
     """Images in [0, 1] and their texts: crops (four in five black outside) and whole images."""
-    items = [pocket_item("train", i) for i in range(step * SCENES, (step + 1) * SCENES)]
+    items = [pocket_item("train", i) for i in range(number * SCENES, (number + 1) * SCENES)]
     images = to_unit(to_tensor(item.image for item in items))
     segments = [
         (i, torch.from_numpy(segment.mask.copy()), segment.text) for i, segment in distinct(items)
@@ -144,6 +144,8 @@ def make(
 ) -> Job:
     """open_clip's contrastive loss on pairs of a crop (or a whole image) and its text.
 
+    An image is compared with the texts of its own micro-batch: several a step are not a larger one.
+
     Args:
         data: a folder in COCO layout, whose photos, captions and category names are learned, with
             a larger vocabulary; pocket scenes if not given.
@@ -152,12 +154,12 @@ def make(
     torch.manual_seed(plan.seed)
     clip = new_clip(MERGES if data is None else PHOTO_MERGES)
     loss, pairs_of = ClipLoss(), batch
-    phrase = f"pocket scenes train 0-{plan.steps * SCENES - 1}, no held-out combination"
+    phrase = f"pocket scenes train 0-{plan.batches * SCENES - 1}, no held-out combination"
     if data is not None:
         pairs_of, phrase = photo_pairs(data, plan.seed, device_of(device), **choice)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        crops, texts = pairs_of(step, generator, clip.image_size)
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        crops, texts = pairs_of(number, generator, clip.image_size)
         vectors = clip.encode_images(crops.to(clip.device))
         return loss(vectors, clip.encode_text(texts), clip.model.logit_scale.exp())
 
@@ -171,4 +173,4 @@ def photo_pairs(
     """A function like `batch` that has views of photos, and a phrase for the card."""
     photos, phrase = training_photos(data, **{"min_area": MIN_AREA} | choice)
     views = batches(partial(wide_view, seed=seed, photos=photos, size=SIZE), SCENES, device)
-    return lambda step, generator, size: photo_batch(views(step), generator, size), phrase
+    return lambda number, generator, size: photo_batch(views(number), generator, size), phrase

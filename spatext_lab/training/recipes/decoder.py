@@ -35,8 +35,8 @@ def make(plan: Plan, device: str, *, vae: Path | None = None) -> Job:
     model = widened(old, WIDTH).to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        images = batch(step).to(model.device).contiguous(memory_format=torch.channels_last)
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        images = batch(number).to(model.device).contiguous(memory_format=torch.channels_last)
         z = model.encoder(images)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         return (model.decoder(z + LATENT_NOISE * noise) - images).square().mean()
@@ -44,15 +44,15 @@ def make(plan: Plan, device: str, *, vae: Path | None = None) -> Job:
     def save(folder: Path) -> None:
         save_half(model, folder)
 
-    last = FIRST + plan.steps * SCENES - 1
-    data = f"pocket scenes train {FIRST}-{last} and {plan.steps} of each skill; encoder unchanged"
+    last = FIRST + plan.batches * SCENES - 1
+    data = f"pocket scenes train {FIRST}-{last} and {plan.batches} of each skill; encoder unchanged"
     return Job(model, loss_at, save, plan, data)
 
 
-def batch(step: int) -> Float[Tensor, "b 3 h w"]:
-    """The images of a step, in [-1, 1]: new scenes, and one image of every skill."""
-    first = FIRST + step * SCENES
-    skills = [skill_item(skill, "train", step % SPLITS[skill]["train"]) for skill in SKILLS]
+def batch(number: int) -> Float[Tensor, "b 3 h w"]:
+    """The images of a micro-batch, in [-1, 1]: new scenes, and one image of every skill."""
+    first = FIRST + number * SCENES
+    skills = [skill_item(skill, "train", number % SPLITS[skill]["train"]) for skill in SKILLS]
     small = to_tensor(item.image for item in skills)
     return torch.cat([pocket_images("train", range(first, first + SCENES)), small])
 

@@ -58,7 +58,7 @@ def contrast(pool: cache.Cache, plan: Plan) -> Job:
     energy.to(memory_format=torch.channels_last)
     scheduler = noise_schedule()
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool), (BATCH,), generator=generator)
         st_map, covered, right = draw_maps(pool, index, generator)
         noise, t = cache.draw_noise(pool.latents[index], scheduler, generator)

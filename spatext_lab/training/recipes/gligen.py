@@ -63,8 +63,8 @@ def fine_tune(
     for name, weight in model.unet.named_parameters():
         weight.requires_grad_(is_gated(name))
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index, x_0 = stages.draw(step, batch, generator)
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        index, x_0 = stages.draw(plan.step_of(number), batch, generator)
         condition = model.condition(draw_scenes(pool, index, generator))
         noise, t = draw_noise(x_0, scheduler, generator)
         x_0, noise, t = (each.to(model.device) for each in (x_0, noise, t))

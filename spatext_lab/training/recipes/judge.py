@@ -49,8 +49,8 @@ def make(plan: Plan, device: str) -> Job:
     judge = new_judge()
     judge.unet.to(memory_format=torch.channels_last)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        items = [pocket_item("train", i) for i in range(step * BATCH, (step + 1) * BATCH)]
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        items = [pocket_item("train", i) for i in range(number * BATCH, (number + 1) * BATCH)]
         images = soften(to_tensor(item.image for item in items), generator)
         kinds, colours = (
             torch.from_numpy(np.stack([getattr(item, name) for item in items])).long()
@@ -67,5 +67,5 @@ def make(plan: Plan, device: str) -> Job:
         loss_at,
         judge.save_pretrained,
         plan,
-        f"pocket scenes train 0-{plan.steps * BATCH - 1}",
+        f"pocket scenes train 0-{plan.batches * BATCH - 1}",
     )

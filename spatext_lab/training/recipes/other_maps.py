@@ -62,13 +62,13 @@ def make(
     pool, phrase = training_pool(model, data, cache, **choice)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (batch,), generator=generator)
         captions = pool.draw_captions(index, generator)
         exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT
         covered = torch.where(exact, pool.coverage[index], pool.painted[index])
         x_0 = pool.latents[index]
-        if pool.half_latents is not None and step % 4 == 0:  # as SpaText learns
+        if pool.half_latents is not None and plan.step_of(number) % 4 == 0:  # as SpaText learns
             x_0, covered = pool.half_latents[index], F.avg_pool2d(covered, 2)
         chosen = choose_segments(covered, COUNT, least, generator)
         texts = [

@@ -58,7 +58,7 @@ def make(
     pool = cache.build(cache.pocket_examples(SCENES), SCENES, fold, reader)
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.latents), (batch,), generator=generator)
         state = caption_state(pool.image_embeddings[index])
         exact = torch.rand(batch, 1, 1, 1, generator=generator) < EXACT

@@ -113,7 +113,7 @@ def make(
     prior.transformer.clip_std.requires_grad_(False).copy_(image.std(0))
     denoiser, x_0 = PriorDenoiser(prior.transformer), prior.normalize(image)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(x_0), (BATCH,), generator=generator)
         drop = torch.rand(BATCH, generator=generator) < DROP
         noise, t = draw_noise(x_0[index], prior.scheduler, generator)

@@ -203,17 +203,19 @@ def make(
         photos, data_phrase = training_photos(data, **{"min_area": MIN_AREA} | choice)
         first = round(PHOTO_SMALL * plan.steps)
         shown = tuple(partial(view, photos=photos) for view in (small_photo, large_photo))
-    small, large = sources(model, shown, batch, plan.seed, device_of(device))
+    size = batch * plan.accumulate  # of a step
+    small, large = sources(model, shown, size, plan.seed, device_of(device))
 
     @lru_cache(maxsize=2)
     def views(source: Ahead, block: int) -> Views:
         return encoded(source.block(block), model.vae)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        step = plan.step_of(number)
         is_half = is_small(step, first)
-        source, size = (small, 2 * batch) if is_half else (large, batch)
+        source, count = (small, 2 * batch) if is_half else (large, batch)
         pool = views(source, block_of(step, first))
-        index = torch.randint(len(pool.latents), (size,), generator=generator)
+        index = torch.randint(len(pool.latents), (count,), generator=generator)
         condition = conditions(model, pool, index, generator)
         x_0 = pool.latents[index]
         noise, t = draw_noise(x_0, scheduler, generator)
@@ -240,6 +242,7 @@ def sources(
 
     Args:
         shown: the functions (number, seed) -> View of both.
+        batch: whole images a step.
     """
     processes, tokenizer = renderers(device), model.tokenizer
     sizes = 2 * batch * SMALL_VIEWS, batch * LARGE_VIEWS

@@ -81,7 +81,7 @@ def make(plan: Plan, device: str, *, base: str = "pocket") -> Job:
     width, channels = pool.st_maps.shape[1], pool.x_t.shape[1]
     network = UpdateMaskNetwork(channels, width)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(pool.x_t), (BATCH,), generator=generator)
         read = pool.x_t[index], pool.t[index], pool.st_maps[pool.scene[index]]
         odds = network(*(each.to(network.device) for each in read))

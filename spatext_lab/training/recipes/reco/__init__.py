@@ -110,8 +110,8 @@ def fine_tune(
     denoiser, scheduler = UNetDenoiser(model.unet), model.scheduler
     stages = Stages(pool, STAGES)
 
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        index, x_0 = stages.draw(step, batch, generator)
+    def loss_at(number: int, generator: torch.Generator) -> Tensor:
+        index, x_0 = stages.draw(plan.step_of(number), batch, generator)
         scenes = draw_scenes(pool, index, generator)
         if variant == "words":
             scenes = [positional_scene(scene) for scene in scenes]
