@@ -20,6 +20,7 @@ from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
 from spatext_lab.training import cache
 from spatext_lab.training.cache import encode, manifest, shards, store
+from spatext_lab.training.plan import Plan
 from spatext_lab.training.recipes import reco, spatext
 from spatext_lab.training.recipes.reco import views
 from spatext_lab.training.run import run
@@ -114,6 +115,7 @@ def test_a_run_learns_the_same_from_disk_as_from_memory(recipe, coco, monkeypatc
     """The losses of a run that builds the cache, of one that reads it, of one without, are equal:
     to the last bit."""
     given = {"data": coco, "batch": 4, "cache": tmp_path / "c"}
+    plan = Plan(steps=4, lr=2e-3)
     first, again = (losses(recipe.make(plan, "cpu", **given), same_data=False) for _ in range(2))
     assert first == again
 

@@ -7,7 +7,9 @@ to 255 pixels, compressed by zlib: 0.6 kB for six masks of 64 x 64 cells, not 98
 
 import json
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -75,14 +77,20 @@ class Shard:
     def __len__(self) -> int:
         return len(self.tensors["captions" + _ENDS])
 
-    def row(self, name: str, row: int) -> Any:
-        """What is kept of an example under a name of `build.Cache`, numbers in single precision."""
-        if name in LISTS:
-            return LISTS[name][1](self._piece(name, row).decode())
+    def value(self, name: str, row: int) -> Any:
+        """What is kept of an example in one of LISTS."""
+        return LISTS[name][1](self._piece(name, row).decode())
+
+    def numbers(self, name: str, row: int) -> Tensor:
+        """The numbers that are kept of an example, as they are kept; `scale` makes them whole."""
         if name not in AREAS:
-            return self.tensors[name][row].float()
-        counts = np.frombuffer(zlib.decompress(self._piece(name, row)), np.uint8)
-        return torch.from_numpy(counts.reshape(self.shape) / np.float32(self.levels))
+            return self.tensors[name][row]
+        counts = np.frombuffer(bytearray(zlib.decompress(self._piece(name, row))), np.uint8)
+        return torch.from_numpy(counts).view(self.shape)
+
+    def scale(self, name: str) -> float:
+        """What the numbers of a name are to be divided by."""
+        return self.levels if name in AREAS else 1
 
     def _piece(self, name: str, row: int) -> bytes:
         ends = self.tensors[name + _ENDS]
@@ -95,10 +103,10 @@ class Column(Sequence):
 
     def __init__(self, shards: Sequence[Shard], name: str) -> None:
         self.shards, self.name = shards, name
-        self.ends = np.cumsum([len(shard) for shard in shards])
+        self.ends = list(accumulate(map(len, shards)))
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -107,13 +115,19 @@ class Column(Sequence):
     def __getitem__(self, index: Tensor) -> Tensor: ...
 
     def __getitem__(self, index):
-        """One example's value for a number, the rows of several for a tensor of numbers."""
-        if isinstance(index, Tensor):
-            return torch.stack([self[i] for i in index.tolist()])
+        """The value of an example in a column of texts or scenes; of numbers, single precision,
+        the rows of several examples."""
+        if not isinstance(index, Tensor):
+            shard, row = self._place(index)
+            return shard.value(self.name, row)
+        rows = [shard.numbers(self.name, row) for shard, row in map(self._place, index.tolist())]
+        return torch.stack(rows).float().div_(self.shards[0].scale(self.name))
+
+    def _place(self, index: int) -> tuple[Shard, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; there are {len(self)} examples")
-        shard = int(np.searchsorted(self.ends, index, "right"))
-        return self.shards[shard].row(self.name, index - int(self.ends[shard - 1]) * bool(shard))
+        number = bisect_right(self.ends, index)
+        return self.shards[number], index - (self.ends[number - 1] if number else 0)
 
 
 def columns(paths: Iterable[Path]) -> dict[str, Column]:
