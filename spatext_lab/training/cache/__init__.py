@@ -11,4 +11,5 @@ from spatext_lab.training.cache.examples import (
     pocket_images,
     squares,
 )
+from spatext_lab.training.cache.shards import Mapped
 from spatext_lab.training.cache.store import opened

@@ -130,6 +130,19 @@ class Column(Sequence):
         return self.shards[number], index - (self.ends[number - 1] if number else 0)
 
 
+class Mapped(Sequence):
+    """A function of each value of a sequence, called when the value is asked for."""
+
+    def __init__(self, function: Callable[[Any], Any], values: Sequence) -> None:
+        self.function, self.values = function, values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.values[index])
+
+
 def columns(paths: Iterable[Path]) -> dict[str, Column]:
     """The columns of a stored cache, by their names, from its shards."""
     shards = [shard for path in paths if len(shard := Shard(path))]

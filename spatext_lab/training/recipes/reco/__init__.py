@@ -17,7 +17,7 @@ from spatext_lab.diffusion import UNetDenoiser, training_loss
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.position_tokens import is_thin
 from spatext_lab.scene import Scene
-from spatext_lab.training.cache import Cache, draw_noise
+from spatext_lab.training.cache import Cache, Mapped, draw_noise
 from spatext_lab.training.job import Job, device_of, save_model
 from spatext_lab.training.loop import Plan
 from spatext_lab.training.recipes.reco.start import build_model
@@ -83,14 +83,13 @@ def without_thin(pool: Cache, bins: int) -> Cache:
     """
     if not bins:
         return pool
-    kept = [
-        Scene(scene.caption, [r for r in scene.regions if not is_thin(r.box, bins)])
-        for scene in pool.scenes
-    ]
-    before, after = (sum(len(scene.regions) for scene in each) for each in (pool.scenes, kept))
-    if thin := before - after:
+
+    def kept(scene: Scene) -> Scene:
+        return Scene(scene.caption, [r for r in scene.regions if not is_thin(r.box, bins)])
+
+    if thin := sum(len(scene.regions) - len(kept(scene).regions) for scene in pool.scenes):
         print(f"{thin} boxes are thinner than one of {bins} bins and dropped")
-    return replace(pool, scenes=kept)
+    return replace(pool, scenes=Mapped(kept, pool.scenes))
 
 
 def fine_tune(
