@@ -25,7 +25,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, str]]] = []  # path and headers of each request
         self.ranges = True
         self.named_by: tuple[str, ...] = ("etag",)  # headers that name a file's version
-        self.chunk, self.delay = 2**16, 0.0
+        self.chunk, self.delay, self.slow = 2**16, 0.0, ""  # in paths with these letters
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
     def write(self, content: bytes) -> None:
         for start in range(0, len(content), self.server.chunk):
             self.wfile.write(content[start : start + self.server.chunk])
-            if self.server.delay:
+            if self.server.delay and self.server.slow in self.path:
                 time.sleep(self.server.delay)
 
     def give(self, content: bytes) -> None:

@@ -126,14 +126,14 @@ def test_a_server_that_goes_on_with_another_version_is_caught(fetch, server):
         span = f"bytes 4000-{len(BODY) - 1}/{len(BODY)}"
         handler.answer(206, b"x" * (len(BODY) - 4000), content_range=span, etag='"other"')
 
-    assert fetch(tricks.cut(4000), other) == BODY
+    assert fetch(tricks.cut(4000), other, check=lambda path: None) == BODY
     assert ranges(server) == [None, "bytes=4000-", None]
 
 
 @pytest.mark.parametrize("span", ["bytes 0-10239/10240", "bytes 4000-10239/999", "words", ""])
 def test_a_range_that_was_not_asked_for_is_refused(fetch, server, span):
     wrong = {"content_range": span} if span else {}
-    assert fetch(tricks.cut(4000), lambda h, c: h.answer(206, c[4000:], **wrong)) == BODY
+    assert fetch(tricks.cut(4000), lambda h, c: h.answer(206, b"x" * 6240, **wrong)) == BODY
     assert ranges(server) == [None, "bytes=4000-", None]
 
 
