@@ -25,7 +25,9 @@ class Room:
     def __enter__(self) -> "Room":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(self.root)  # a full disk does not say which
         if self._lock:
             self._lock.release()
 

@@ -466,8 +466,9 @@ def test_a_full_disk_stops_everything_and_says_so(fetch, server, root, monkeypat
 
     monkeypatch.setattr("spatext_lab.datasets.coco.fetch.part.Part.finish", full)
     server.asked.clear()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         fetch(**ALL)
+    assert caught.value.filename == str(root)
     assert photos_in(root) != [name_of(n) for n in range(1, COUNT + 1)]
 
 
