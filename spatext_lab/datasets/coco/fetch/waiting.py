@@ -87,7 +87,7 @@ class Waiting:
         self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
     def keep_quiet(self) -> None:
-        """Waits as long as a server has asked for.
+        """Waits as long as a server has asked for, and a little more, each transfer another.
 
         Raises:
             TransferError: that is too long, so that it is not asked again.
@@ -96,7 +96,7 @@ class Waiting:
         seconds = self._quiet_until - time.monotonic()
         if seconds > self._patience.asked:
             raise TransferError(f"the server asks to wait for {seconds:.0f} s: run again then")
-        self.sleep(max(0.0, seconds))
+        self.sleep(seconds + self._patience.pause(1) if seconds > 0 else 0.0)
 
     def sleep(self, seconds: float) -> None:
         """Waits, unless all is closed.

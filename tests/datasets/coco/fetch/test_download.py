@@ -214,6 +214,24 @@ def test_retry_after_holds_for_all_transfers_to_come(server, tmp_path):
     assert sorted(server.paths()) == ["/a", "/a", "/b"]
 
 
+def test_after_a_wait_they_do_not_all_come_back_at_once():
+    all_of_them = waiting.Waiting(Patience(first=0.2), tell=print)
+    all_of_them.quiet(0.1)
+    until, ends = time.monotonic() + 0.1, []
+
+    def wait():
+        all_of_them.keep_quiet()
+        ends.append(time.monotonic() - until)
+
+    threads = [Thread(target=wait) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(ends) >= 0
+    assert max(ends) - min(ends) > 0.03
+
+
 def test_a_wait_that_is_too_long_is_said_and_not_waited_for(fetch, server):
     began = time.monotonic()
     with pytest.raises(TransferError, match="asks to wait for 3600 s"):
