@@ -115,14 +115,21 @@ def models_fetch(args: argparse.Namespace) -> int:
 
 def scene(args: argparse.Namespace) -> int:
     """Writes the scene of a photo, its regions found by a segmenter."""
+    if args.draw and args.draw.suffix.lower() != ".png":
+        raise ValueError(f"--draw is {args.draw}; it must end in .png")
     _check_file(args.out)
-    from spatext_lab.evaluation.segmenters import read_photo, segmenter_named
-    from spatext_lab.scene import Scene
+    _check_file(args.draw)
+    from spatext_lab.evaluation.photos import photo_scene
+    from spatext_lab.figures import draw_scene
+    from spatext_lab.figures.png import png
 
-    photo, segmenter = read_photo(args.photo), segmenter_named(args.segmenter)
-    made = Scene.from_image(photo, segmenter, **({"caption": args.caption} if args.caption else {}))
+    photo, made = photo_scene(args.photo, **given(args))
+    print(f"caption  {made.caption}")
     for region in made.regions:
         print(f"{region.mask.mean():6.1%}  {region.text}")
+    if args.draw:
+        drawn = draw_scene(made, 768, photo, legend=True)
+        _write(args.draw, png(drawn, f"Photo: {made.caption}, with its regions in colours"))
     _write(args.out, made.to_json())
     return 0 if made.regions else complain(f"{args.photo}: no segment was found", 1)
 

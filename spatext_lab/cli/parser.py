@@ -173,13 +173,14 @@ def _add_models_fetch(to: Any) -> None:
 
 def _add_scene(to: Any) -> None:
     what = "find the segments of a photo and write them as a scene"
-    example = "scene photo.jpg --segmenter models/mask2former --out scene.json"
-    add = _command(to, commands.scene, "scene", what, example).add_argument
+    example = "scene photo.jpg --segmenter mask2former --out scene.json --draw scene.png"
+    command = _command(to, commands.scene, "scene", what, example)
+    add = command.add_argument
     add("photo", type=Path, metavar="PHOTO")
-    segmenter = "judge (pocket images), mask2former (in ./models), or a segmenter's folder"
-    add("--segmenter", required=True, metavar="NAME", help=segmenter)
-    add("--caption", metavar="TEXT", help="of the whole image (a default caption)")
+    wanted = "segmenter caption captioner names clip"
+    _add_flags(command, _of("spatext_lab.evaluation.photos", "photo_scene", wanted))
     add("--out", type=Path, required=True, metavar="FILE", help="JSON, for sample and tour")
+    add("--draw", type=Path, metavar="PNG", help="the regions over the photo, for the eye")
 
 
 def _add_train(to: Any) -> None:

@@ -5,8 +5,9 @@
 
 In the source, an exercise is two cells in a row: one tagged `exercise`, which ends with
 `check_it(answer);`, and one tagged `solution`, which has the line `assert check_it(answer)`. In the
-copies it is an answer cell (as the student finds it, or as it is solved) and a test cell. Both
-carry nbgrader's metadata (schema 3), so a course that uses nbgrader can take them as they are.
+copies it is an answer cell (as the student finds it, or as it is solved) and a test cell. They and
+the cells tagged `check`, which define the checks, carry nbgrader's metadata (schema 3): before it
+grades, nbgrader restores what a student has changed in a check or a test.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> Note
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; there are {', '.join(KINDS)}")
-    cells, made, number = [deepcopy(cell) for cell in notebook.cells], [], 0
+    cells, made, number, checks = [deepcopy(cell) for cell in notebook.cells], [], 0, 0
     while cells:
         cell = cells.pop(0)
         if _is(cell, "solution"):
@@ -49,6 +50,10 @@ def make_copy(notebook: NotebookNode, kind: str, name: str = "notebook") -> Note
             if not cells or not _is(cells[0], "solution"):
                 raise ValueError(f"{name}: no solution follows this exercise: {cell.source:.60}")
             made += _exercise(cell, cells.pop(0), kind, f"{name}-{number}")
+        elif _is(cell, "check"):
+            checks += 1
+            cell.metadata.nbgrader = _about(f"{name}-check-{checks}", "locked")
+            made.append(_blank(cell))
         else:
             made.append(_blank(cell))
     copied = nbformat.v4.new_notebook(cells=made, metadata=deepcopy(notebook.metadata))
@@ -69,10 +74,10 @@ def _exercise(
     solved = f"### BEGIN SOLUTION\n{solved}\n### END SOLUTION"  # nbgrader's own marks
     answer = _cell(exercise.id, blank if kind == "student" else solved)
     answer.metadata.tags = ["exercise"]
-    answer.metadata.nbgrader = _about(name, grade=False)
+    answer.metadata.nbgrader = _about(name, "solution")
     check_cell = _cell(solution.id, test)
     check_cell.metadata.tags = ["test"]
-    check_cell.metadata.nbgrader = _about(f"{name}-test", grade=True) | {"points": 1}
+    check_cell.metadata.nbgrader = _about(f"{name}-test", "locked", "grade") | {"points": 1}
     return [answer, check_cell]
 
 
@@ -84,9 +89,10 @@ def _split(source: str, name: str) -> tuple[str, str]:
     return body.rstrip(), last
 
 
-def _about(name: str, grade: bool) -> dict:
-    known = {"schema_version": 3, "grade_id": name, "task": False}
-    return known | {"grade": grade, "locked": grade, "solution": not grade}
+def _about(name: str, *true: str) -> dict:
+    """nbgrader's metadata of a code cell: who may change it, and whether it gives points."""
+    known = {"schema_version": 3, "grade_id": name, "cell_type": "code", "task": False}
+    return known | {key: key in true for key in ("grade", "locked", "solution")}
 
 
 def _cell(id: str, source: str) -> NotebookNode:

@@ -12,22 +12,24 @@ from PIL import Image
 from scipy import ndimage
 
 from spatext_lab import zoo
+from spatext_lab.datasets.coco.names import region_text
 from spatext_lab.datasets.pocket import COLOURS, KINDS, LABELS, SIZE
 from spatext_lab.datasets.pocket.texts import article
 from spatext_lab.evaluation.judge import Judge
+from spatext_lab.evaluation.pretrained import found, from_folder, model_type
 from spatext_lab.figures import to_image
 
 MIN_AREA = 0.02  # fraction of the image; smaller segments are left out
 
-Segmenter = Callable[[Image.Image], Iterator[tuple[str, np.ndarray]]]
+Segmenter = Callable[[Image.Image], Iterator[tuple[str | None, np.ndarray]]]
 
 
 def segmenter_named(name: str) -> Segmenter:
     """A segmenter by its name.
 
     Args:
-        name: "judge", for pocket images; the folder of a panoptic model of `transformers`; or the
-            name of such a folder in ./models, such as "mask2former".
+        name: "judge", for pocket images; the folder of a panoptic model of `transformers`, or of
+            one of the SAM family; or the name of such a folder in ./models, such as "mask2former".
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -35,17 +37,12 @@ def segmenter_named(name: str) -> Segmenter:
     """
     if name == "judge":
         return PocketSegmenter()
-    found = [place for place in (Path(name), Path("models", name)) if place.is_dir()]
-    if not found:
-        raise FileNotFoundError(
-            f"segmenter is {name!r}; pass judge, or a segmenter's folder such as models/mask2former"
-        )
-    try:
-        return PanopticSegmenter(found[0])
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever transformers raises for a damaged folder
-        raise ValueError(f"{found[0]} cannot be read as a segmenter: {error}") from None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
+
+    place = found(name, "segmenter")
+    if model_type(place, "segmenter") in MODEL_FOR_MASK_GENERATION_MAPPING_NAMES:
+        return SamSegmenter(place)
+    return PanopticSegmenter(place)
 
 
 def read_photo(path: str | Path) -> Image.Image:
@@ -107,14 +104,9 @@ class PanopticSegmenter:
         """
         from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-        if not (Path(folder) / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} has no config.json; pass a segmenter's folder")
-        local = {"trust_remote_code": False, "local_files_only": True}  # nothing in it is executed
-        model = AutoModelForUniversalSegmentation.from_pretrained(
-            folder, use_safetensors=True, **local
+        self.model, self.processor = from_folder(
+            folder, "segmenter", AutoModelForUniversalSegmentation, AutoImageProcessor
         )
-        self.model = model.eval()
-        self.processor = AutoImageProcessor.from_pretrained(folder, **local)
 
     def __call__(self, image: Image.Image) -> Iterator[tuple[str, np.ndarray]]:
         """The segments of an image as ("a dog", bool mask of the image's size)."""
@@ -129,4 +121,36 @@ class PanopticSegmenter:
         for segment in found["segments_info"]:
             mask = numbers == segment["id"]
             if mask.mean() >= MIN_AREA:
-                yield article(self.model.config.id2label[segment["label_id"]]), mask
+                yield region_text(self.model.config.id2label[segment["label_id"]]), mask
+
+
+class SamSegmenter:
+    """A model of the SAM family, for photos: segments without names, as it has no classes."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Reads the model.
+
+        Args:
+            folder: a model's folder as transformers saves it; nothing is downloaded.
+        """
+        from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
+
+        model, processor = from_folder(
+            folder, "segmenter", AutoModelForMaskGeneration, AutoImageProcessor
+        )
+        self.generate = pipeline("mask-generation", model=model, image_processor=processor)
+
+    def __call__(self, image: Image.Image) -> Iterator[tuple[None, np.ndarray]]:
+        """The segments of an image as (None, bool mask of its size), disjoint, largest first.
+
+        SAM finds a thing, and parts of it again. A part keeps its pixels where it is large enough,
+        and the thing has the others.
+        """
+        masks = [np.asarray(mask, bool) for mask in self.generate(image.convert("RGB"))["masks"]]
+        taken, kept = np.zeros(image.size[::-1], bool), []
+        for mask in sorted(masks, key=np.sum):
+            own = mask & ~taken
+            if own.mean() >= MIN_AREA:
+                kept.append(own)
+                taken |= own
+        yield from ((None, mask) for mask in sorted(kept, key=np.sum, reverse=True))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from diffusers.training_utils import EMAModel
 
+from spatext_lab.diffusion import few_threads
 from spatext_lab.training import processes
 from spatext_lab.training.plan import Device, Plan
 
@@ -78,7 +79,8 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         while self.done < self.plan.steps:
             index = self.done
-            loss = self._step(index)
+            with few_threads(self.module):  # or the kernels of a class wait for each other
+                loss = self._step(index)
             self.done += 1
             self.losses.append(loss)
             self.seconds = time.perf_counter() - start

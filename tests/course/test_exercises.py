@@ -2,6 +2,7 @@
 """Exercises from one source: student copies fail exactly at their blanks."""
 
 import copy
+import re
 from pathlib import Path
 
 import nbformat
@@ -94,25 +95,18 @@ def test_copies_are_clean_and_the_source_is_left_alone(source, kind):
 
 
 def test_nbgrader_finds_what_it_needs(source):
-    """The fields of its schema 3: an answer that may be changed, a test that may not."""
-    _, _, answer, test, _ = make_copy(source, "solution", "ch").cells
-    assert answer.metadata.nbgrader == {
-        "schema_version": 3,
-        "grade_id": "ch-1",
-        "task": False,
-        "grade": False,
-        "locked": False,
-        "solution": True,
-    }
-    assert test.metadata.nbgrader == {
-        "schema_version": 3,
-        "grade_id": "ch-1-test",
-        "task": False,
-        "points": 1,
-        "grade": True,
-        "locked": True,
-        "solution": False,
-    }
+    """The fields of its schema 3: an answer may be changed, a check and a test may not."""
+    _, check, answer, test, _ = make_copy(source, "solution", "ch").cells
+    known = {"schema_version": 3, "task": False, "cell_type": "code"}
+    assert check.metadata.nbgrader == known | {
+        "grade_id": "ch-check-1", "grade": False, "locked": True, "solution": False,
+    }  # fmt: skip
+    assert answer.metadata.nbgrader == known | {
+        "grade_id": "ch-1", "grade": False, "locked": False, "solution": True,
+    }  # fmt: skip
+    assert test.metadata.nbgrader == known | {
+        "grade_id": "ch-1-test", "points": 1, "grade": True, "locked": True, "solution": False,
+    }  # fmt: skip
     assert answer.source.startswith("### BEGIN SOLUTION\n")
     assert answer.source.endswith("\n### END SOLUTION")
 
@@ -147,5 +141,22 @@ def test_the_command_writes_both(source, tmp_path, capsys):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_each_chapter_has_three_exercises(path):
     student = make_copy(nbformat.read(path, as_version=4), "student", path.stem)
-    tests = [cell for cell in student.cells if "test" in cell.metadata.get("tags", ())]
-    assert len(tests) >= 3
+    known = [cell.metadata.nbgrader for cell in student.cells if "nbgrader" in cell.metadata]
+    assert sum(each.get("points", 0) for each in known) >= 3
+    assert sum(each["solution"] for each in known) == sum(each["grade"] for each in known)
+    checks = [
+        c for c in student.cells if c.source.startswith("def ") and "\ndef check_" in c.source
+    ]
+    assert all(check.metadata.nbgrader.locked for check in checks)  # no student rewrites a check
+    ids = [each.grade_id for each in known]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", each) for each in ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nbgrader_itself_accepts_each_chapter(kind):
+    """By its own validator, where it is installed."""
+    v3 = pytest.importorskip("nbgrader.nbgraderformat.v3", reason="nbgrader is not installed")
+    for path in NOTEBOOKS:
+        copied = make_copy(nbformat.read(path, as_version=4), kind, path.stem)
+        v3.MetadataValidatorV3().validate_nb(copied)

@@ -13,6 +13,7 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
     SwinConfig,
+    pipeline,
 )
 
 from spatext_lab.datasets.pocket import pocket_item
@@ -20,10 +21,12 @@ from spatext_lab.evaluation.segmenters import (
     MIN_AREA,
     PanopticSegmenter,
     PocketSegmenter,
+    SamSegmenter,
     read_photo,
     segmenter_named,
 )
 from spatext_lab.scene import Scene
+from tests.evaluation.folders import tiny_git, tiny_sam
 
 
 def test_a_drawn_picture_gives_its_scene_back():
@@ -81,8 +84,8 @@ def folder(tmp_path_factory):
         num_attention_heads=2,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
-        id2label={0: "dog", 1: "grass"},
-        label2id={"dog": 0, "grass": 1},
+        id2label={0: "dog", 1: "grass-merged"},
+        label2id={"dog": 0, "grass-merged": 1},
     )
     place = tmp_path_factory.mktemp("m2f")
     Mask2FormerForUniversalSegmentation(config).save_pretrained(place)
@@ -99,22 +102,59 @@ def test_a_mask2former_from_the_disk(folder, monkeypatch):
         (whole,) = processed(out, threshold=0.0, target_sizes=target_sizes)
         assert whole["segmentation"].shape == (48, 80)
         numbers = torch.zeros(48, 80)
-        numbers[:20, :30], numbers[40:, 70:73] = 1, 2
-        info = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
+        numbers[:20, :30], numbers[40:, 70:73], numbers[30:, :40] = 1, 2, 3
+        info = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}, {"id": 3, "label_id": 1}]
         return [{"segmentation": numbers, "segments_info": info}]
 
     monkeypatch.setattr(segmenter.processor, "post_process_panoptic_segmentation", answer)
     pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
     scene = Scene.from_image(Image.fromarray(pixels), segmenter)
-    (region,) = scene.regions  # the second is too small
+    region, other = scene.regions  # the second is too small
     assert region.text == "a dog"
     assert region.mask[:20, :30].all()
     assert region.mask.sum() == 600
+    assert other.text == "grass"  # COCO's panoptic names are made for machines
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; pass a segmenter's folder"):
         PanopticSegmenter(tmp_path)
+
+
+# --- SAM ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory):
+    return tiny_sam(tmp_path_factory.mktemp("sams") / "sam")
+
+
+def test_a_sam_from_the_disk_gives_what_transformers_pipeline_gives(sam):
+    """Its weights are noise, so every mask is let through."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    every = {"pred_iou_thresh": -9.0, "stability_score_thresh": -9.0, "points_per_crop": 4}
+    every |= {"crops_nms_thresh": 1.0}
+    wanted = pipeline("mask-generation", model=str(sam))(image, **every)["masks"]
+    segmenter = segmenter_named(str(sam))
+    assert isinstance(segmenter, SamSegmenter)
+    assert list(segmenter(image)) == []  # of what it is sure of
+    generate = segmenter.generate
+    segmenter.generate = lambda image: generate(image, **every)
+    masks = [mask for text, mask in segmenter(image) if text is None]
+    assert len(wanted) > 1
+    assert masks[0].shape == (40, 60)
+    union = np.logical_or.reduce([np.asarray(mask, bool) for mask in wanted])
+    assert np.array_equal(np.logical_or.reduce(masks), union)
+
+
+def test_of_a_thing_and_its_parts_each_pixel_has_one_region(sam):
+    thing, part, crumb = (np.zeros((40, 60), bool) for _ in range(3))
+    thing[:30, :40], part[10:20, 10:30], crumb[35:37, 50:52] = True, True, True
+    segmenter = SamSegmenter(sam)
+    segmenter.generate = lambda image: {"masks": [crumb, torch.tensor(thing), part]}
+    (_, large), (_, small) = segmenter(Image.new("RGB", (60, 40)))
+    assert np.array_equal(small, part)
+    assert np.array_equal(large, thing & ~part)
 
 
 # --- by name, from files --------------------------------------------------------------------------
@@ -150,7 +190,14 @@ def remote_code(place):
     (place / "own.py").write_text("raise SystemExit('executed')")
 
 
-@pytest.mark.parametrize("harm", [damage_weights, damage_config, another_model, remote_code])
+def a_captioner(place):
+    shutil.rmtree(place)
+    tiny_git(place)
+
+
+@pytest.mark.parametrize(
+    "harm", [damage_weights, damage_config, another_model, remote_code, a_captioner]
+)
 def test_a_folder_that_is_no_segmenter_is_named(folder, tmp_path, harm):
     shutil.copytree(folder, place := tmp_path / "model")
     harm(place)

@@ -3,6 +3,7 @@
 
 import copy
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,26 @@ PLAN = Plan(steps=30, lr=0.02, warmup=5, seed=3)
 def trainer(plan: Plan = PLAN) -> Trainer:
     job = toy.make(plan)
     return Trainer(job.module, job.loss_at, plan, "cpu")
+
+
+def test_a_small_network_trains_on_one_thread(monkeypatch):
+    """Two of them wait for each other where a class shares the cores: ten times slower."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(os.cpu_count())
+        job = toy.make(PLAN)
+        watched = Trainer(
+            job.module,
+            lambda *at: seen.append(torch.get_num_threads()) or job.loss_at(*at),
+            PLAN,
+            "cpu",
+        )
+        next(watched.run())
+        assert torch.get_num_threads() == os.cpu_count()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 # --- the learning rate ----------------------------------------------------------------------------
