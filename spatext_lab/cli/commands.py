@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spatext_lab.training import launch
+from spatext_lab.training.options import options as described
 
 SAMPLERS = ("spatext", "pixel", "reco", "text")
 _LONGEST = 600  # of a message, in characters
@@ -146,7 +147,8 @@ def train(args: argparse.Namespace) -> int:
         return 0
     from spatext_lab.training import everything
 
-    if wrong := sorted(options.keys() - {"out", "only", "steps", "workers", "device"}):
+    known = described("spatext_lab.training.everything", "train_all")
+    if wrong := sorted(options.keys() - known.keys()):
         flag = wrong[0].replace("_", "-")
         raise ValueError(f"--{flag} is an option of single recipes; leave it out with all")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops its runs too, as Ctrl-C does

@@ -190,7 +190,8 @@ def _add_train(to: Any) -> None:
     known = [*RECIPES, "all"]
     command.add_argument("recipe", choices=known, metavar="RECIPE", help=", ".join(known))
     found = _of("spatext_lab.training.run", "run", "steps seed out resume device accumulate")
-    own = {"all": _of("spatext_lab.training.everything", "train_all", "only workers")}
+    wanted = "only workers data licences min_area categories"
+    own = {"all": _of("spatext_lab.training.everything", "train_all", wanted)}
     own |= {recipe.name: recipe.options for recipe in RECIPES.values()}
     _add_flags(command, found | _joined(own))
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from spatext_lab import zoo
-from spatext_lab.datasets.coco.licences import FREE_LICENCES
+from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.training import checkpoint, overview
 from spatext_lab.training.plan import Device, cores, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
@@ -94,7 +94,7 @@ def train_all(
     workers: int | None = None,
     device: Device = "auto",
     data: Path | None = None,
-    licences: Collection[int] | None = FREE_LICENCES,
+    **choice: Unpack[PhotoChoice],
 ) -> list[str]:
     """Trains every shipped model; what is complete in `out` stays, what was interrupted goes on.
 
@@ -111,17 +111,19 @@ def train_all(
         data: a folder in COCO layout, on whose photos the pocket's autoencoder, text-to-image
             model, SpaText and ReCo are continued, with a CLIP and a prior of their own; every
             shipped model is trained anew on pocket scenes if not given.
-        licences: of its photos, see `PhotoChoice`.
+        choice: of the folder's photos, see `PhotoChoice`.
 
     Returns:
         The names of those that failed and those that need them; empty if all is well.
 
     Raises:
-        ValueError: an unknown name, a number out of range.
+        ValueError: an unknown name, a number out of range, a choice of photos without data.
         FileNotFoundError: a model that one of `only` needs is not there.
     """
     on_gpu = device_of(device) == "cuda"
-    photos = {} if data is None else {"data": data, "licences": licences}
+    if choice and data is None:
+        raise ValueError(f"{min(choice)} chooses photos; pass the folder that has them as data")
+    photos = {} if data is None else {"data": Path(data).absolute()} | choice
     every = PHOTO_STAGES if photos else STAGES
     stages = [replace(stage, on_gpu=on_gpu, photos=photos) for stage in every]
     chosen = _chosen(stages, only)
@@ -236,12 +238,9 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     if "batch" in stage.gpu:
         words += ["--batch", stage.gpu["batch"]]
     words += ["--base", stage.base] if stage.base else []
-    if stage.photos:
-        licences = stage.photos["licences"]
-        chosen = ["all"] if licences is None else sorted(licences)
-        words += ["--data", Path(stage.photos["data"]).absolute(), "--licences", *chosen]
-    for option, name in stage.parts.items():
-        words += [f"--{option}", out / name]
+    for option, value in stage.photos.items():
+        values = ["all"] if value is None else [value] if isinstance(value, Path | float) else value
+        words += [f"--{option.replace('_', '-')}", *values]
     words += ["--resume"] if is_interrupted(stage, out, steps) else []
     print(f"{stage.name}: {'continued' if '--resume' in words else 'started'}; {stage.name}.log")
     with (out / f"{stage.name}.log").open("a", encoding="utf-8") as log:

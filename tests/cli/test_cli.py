@@ -79,7 +79,8 @@ def test_each_recipe_has_its_own_help_of_an_option(printed_help):
     text = printed_help("train")
     assert "spatext, other-maps, pixel: images a step (16) | reco, gligen: images a step" in text
     assert "reco, gligen: images a step (64)" in text
-    assert "text-to-image, energy: the autoencoder's folder; the shipped one" in text
+    assert "text-to-image: the autoencoder's folder; the base's, or the shipped one, if" in text
+    assert "energy: the autoencoder's folder; the shipped one" in text
     assert "prior: the folder of the CLIP whose embeddings are learned; the shipped one" in text
 
 
@@ -480,10 +481,13 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
     calls = []
     monkeypatch.setattr("spatext_lab.training.run.run", lambda name, **k: calls.append((name, k)))
     monkeypatch.setattr("spatext_lab.tour.run", lambda **k: calls.append(("tour", k)))
+    every = "spatext_lab.training.everything.train_all"
+    monkeypatch.setattr(every, lambda out, **k: calls.append((str(out), k)))
     read = "spatext_lab.datasets.coco.read_coco"
     monkeypatch.setattr(read, lambda **k: calls.append(("coco", k)) or 1 / 0)
     typed("train clip")
     typed("train reco --bins 64 --variant after --base b --data d --seed 3")
+    typed("train all --out o --data d --licences 4 7 --only clip")
     typed("tour --out o --model m --coco c --licences all --min-area 0.1 --categories a b")
     with pytest.raises(ZeroDivisionError):
         typed("data coco --root r --split val --licences all --regions 1 9 --categories a b")
@@ -493,6 +497,7 @@ def test_only_options_that_were_used_reach_the_library(monkeypatch):
     assert calls == [
         ("clip", {}),
         ("reco", reco),
+        ("o", {"data": Path("d"), "licences": (4, 7), "only": ("clip",)}),
         ("tour", {"out": Path("o"), "model": "m", "coco": Path("c")} | chosen),
         ("coco", coco | {"categories": ("a", "b")}),
     ]

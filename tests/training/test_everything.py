@@ -73,10 +73,17 @@ def test_photos_have_a_plan_of_their_own(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(FileNotFoundError, match=r"has no complete clip; train them too"):
         train_all(out, only=["prior"], data=data, device="cpu")
-    settings = {"data": data, "licences": [4, 7], "steps": 1, "device": "cpu"}
+    with pytest.raises(ValueError, match=r"licences chooses photos; pass the folder"):
+        train_all(out, only=["clip"], licences=[4], device="cpu")
+    settings = {"data": data, "licences": [4, 7], "min_area": 0.1, "steps": 1, "device": "cpu"}
     assert train_all(out, only=["autoencoder"], **settings) == []
     facts = json.loads((out / "autoencoder" / "card.json").read_text())
-    assert facts["given"] == {"base": "pocket", "data": "photos", "licences": [4, 7]}
+    assert facts["given"] == {
+        "base": "pocket",
+        "data": "photos",
+        "licences": [4, 7],
+        "min_area": 0.1,
+    }
     assert facts["plan"]["lr"] == RECIPES["autoencoder"].photos.lr
     assert (out / everything.overview.INDEX).is_file()
     assert not (out / everything.overview.COMPARED).exists()
