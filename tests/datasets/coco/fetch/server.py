@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.named_by: tuple[str, ...] = ("etag",)  # headers that name a file's version
         self.chunk, self.delay, self.slow = 2**16, 0.0, ""  # in paths with these letters
         self.at_once = self.most_at_once = 0
+        self.clients: set[tuple[str, int]] = set()  # one for each connection
         self.lock = threading.Lock()
 
     @property
@@ -52,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked.append((self.path, dict(self.headers)))
+            server.clients.add(self.client_address)
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
             tricks = server.tricks.get(self.path)

@@ -141,6 +141,15 @@ def test_a_range_that_was_not_asked_for_is_refused(fetch, server, span):
     assert ranges(server) == [None, "bytes=4000-", None]
 
 
+def test_a_range_that_ends_early_is_not_the_end(fetch, server):
+    def some(handler, content):
+        named = {"content_range": "bytes 4000-4999/10240", "etag": tricks.version("etag", BODY)}
+        handler.answer(206, content[4000:5000], **named)
+
+    assert fetch(tricks.cut(4000), some, check=lambda path: None) == BODY
+    assert ranges(server) == [None, "bytes=4000-", "bytes=5000-"]
+
+
 def test_more_than_the_server_has_is_fetched_anew(fetch, server, tmp_path):
     part = Part(tmp_path / "sub" / "file.bin")
     part.begin(Note(server.url + PATH, tricks.version("etag", BODY), "", None))
@@ -344,15 +353,26 @@ def test_where_a_disk_is_full_what_arrived_is_whole(fetch, server, tmp_path):
     assert len(server.asked) == 2
 
 
-def test_a_long_wait_is_told_once(server, tmp_path, monkeypatch):
+def test_a_long_wait_is_told(server, tmp_path, monkeypatch):
     monkeypatch.setattr(waiting, "WORTH_SAYING", 0.5)
     server.files |= {"/a": BODY, "/b": BODY}
     server.tricks = {"/a": [tricks.status(503, retry_after="1")], "/b": [tricks.status(500)]}
     lines = []
     with Downloader(QUICK, lines.append) as downloader:
-        for name in "ab":
+        for name in "ba":
             downloader.fetch(f"{server.url}/{name}", tmp_path / name, whole)
     assert lines == ["a: 503 Service Unavailable; again in 1 s"]
+
+
+def test_of_many_waits_one_is_told(monkeypatch):
+    lines = []
+    pauses = waiting.Waiting(QUICK, lines.append)
+    for name in "abc":
+        pauses.say(name, 5.0)
+    assert lines == ["a; again in 5 s"]
+    monkeypatch.setattr(waiting, "SILENT", 0.0)
+    pauses.say("d", 60.0)
+    assert lines[1:] == ["d; again in 60 s"]
 
 
 def test_a_closed_downloader_stops_a_transfer_and_a_wait(server, tmp_path):

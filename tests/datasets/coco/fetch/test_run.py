@@ -336,10 +336,11 @@ def test_a_run_of_failures_ends_the_work(fetch, server, root, monkeypatch):
     assert len(server.asked) < 1 + 5 + 2 * many.AT_A_TIME
 
 
-def test_eight_at_a_time(fetch, server):
+def test_eight_at_a_time_over_eight_connections(fetch, server):
     server.chunk, server.delay = 500, 0.01
     fetch(**ALL)
     assert 5 <= server.most_at_once <= 8
+    assert len(server.clients) <= 8  # connections are used again
 
 
 @pytest.mark.parametrize("how", ["not a zip", "another zip", "flipped", "encrypted", "page", "404"])
