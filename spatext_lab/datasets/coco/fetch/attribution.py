@@ -34,7 +34,7 @@ def attribution(root: Path, items: Iterable[CocoItem], coming: Collection[Path] 
     for name, row in sorted(rows.items()):
         if root / name in coming or (root / name).is_file():
             writer.writerow(row)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

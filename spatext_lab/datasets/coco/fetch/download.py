@@ -112,7 +112,7 @@ class Downloader:
                 self._transfer(url, part, note, watch)
         except httpx.HTTPError as error:
             raise judged(error) from None
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise TransferError(f"not an address: {error}") from None
         except Again as error:
             self._waiting.quiet(error.wait)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from spatext_lab.datasets.coco.fetch import archives
 from spatext_lab.datasets.coco.fetch.annotations import Annotations
@@ -76,7 +76,7 @@ class Photos:
         orders = {}  # by place: two records may name one file
         for item in wanted:
             url = address(item, self._mirror)
-            if urlsplit(url).scheme in SCHEMES:
+            if _parts(url).scheme in SCHEMES:
                 orders[item.path] = Order(url, item.path, partial(self._check, item.size))
             else:
                 self._fail(item.path, url or item.file_name, NO_ADDRESS, report)
@@ -120,6 +120,13 @@ def address(item: CocoItem, mirror: str | None) -> str:
     """Where a photo is to be had: its `coco_url`, or the same path of a mirror; "" for nowhere."""
     if mirror is None:
         return item.credit.coco_url
-    path = urlsplit(item.credit.coco_url).path
+    path = _parts(item.credit.coco_url).path
     usual = f"/{item.split}2017/{quote(item.file_name)}"
     return mirror + (path if path.startswith("/") else usual)
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as half a bracket
+        return urlsplit("")

@@ -5,15 +5,14 @@ What is there already is not asked for again: a second run, and one in a folder 
 hand, makes no request.
 """
 
+import re
 import sys
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Unpack
-from urllib.parse import urlsplit
 
 from spatext_lab.datasets.coco.fetch.annotations import Annotations
-from spatext_lab.datasets.coco.fetch.answers import SCHEMES
 from spatext_lab.datasets.coco.fetch.download import Downloader
 from spatext_lab.datasets.coco.fetch.photos import Photos
 from spatext_lab.datasets.coco.fetch.report import FetchReport
@@ -73,8 +72,8 @@ def fetch_coco(
 
 def _checked(mirror: str) -> str:
     """The address without a slash at its end."""
-    parts = urlsplit(mirror)
-    if parts.scheme not in SCHEMES or not parts.hostname or parts.query or parts.fragment:
+    whole = re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", mirror, re.IGNORECASE)
+    if not whole:
         raise ValueError(
             f"mirror is {mirror!r}: write the http or https address of a folder, "
             "such as https://mirror.example.org/coco"

@@ -73,12 +73,12 @@ def attributed(root: Path) -> list[str]:
     return [row["file_name"] for row in csv.DictReader((root / "ATTRIBUTION.csv").open())]
 
 
-def rewritten(complete: Path, root: Path, url: str | None) -> None:
+def rewritten(complete: Path, root: Path, url: str | None, **more: str) -> None:
     """All of COCO but the first photo, which has another address."""
     shutil.copytree(complete, root)
     path = root / "annotations" / "instances_val2017.json"
     whole = json.loads(path.read_text())
-    whole["images"][0]["coco_url"] = url
+    whole["images"][0] |= {"coco_url": url, **more}
     path.write_text(json.dumps(whole))
     (root / path_of(1)[1:]).unlink()
 
@@ -397,7 +397,8 @@ def test_coco_itself_is_asked_at_its_address_and_its_archive_is_compared(
 
 
 @pytest.mark.parametrize(
-    "mirror", ["ftp://x.org", "x.org/coco", "http://", "file:///data", "https://x.org/?a=1"]
+    "mirror",
+    ["ftp://x.org", "x.org/coco", "http://", "file:///data", "https://x.org/?a=1", "http://a b/"],
 )
 def test_a_mirror_must_be_an_address(root, mirror):
     with pytest.raises(ValueError, match=r"mirror is .*http or https address"):
@@ -420,13 +421,38 @@ def test_a_mirror_is_asked_and_nobody_else(server, root, complete, url):
 
 
 @pytest.mark.parametrize(
-    "url", [None, "", "ftp://images.cocodataset.org/1.jpg", "file:///etc/passwd", "words"]
+    "url",
+    [
+        None,
+        "",
+        "http://[x/1.jpg",
+        "ftp://images.cocodataset.org/1.jpg",
+        "file:///etc/passwd",
+        "words",
+    ],
 )
 def test_a_photo_without_an_address_fails_and_is_not_asked_for(root, complete, url):
     rewritten(complete, root, url)
     report = fetch_coco(root, "val", patience=QUICK)
     assert list(report.failed) == [url or name_of(1)]
     assert "no http or https address" in report.text()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://.../1.jpg", "http://x:y/1.jpg", "http://127.0.0.1:1/\ud800.jpg", "http://\0/1.jpg"],
+)
+def test_an_address_that_is_none_fails_alone(root, complete, url):
+    rewritten(complete, root, url)
+    (why,) = fetch_coco(root, "val", patience=QUICK).failed.values()
+    assert why.startswith("not an address: ")
+
+
+def test_broken_unicode_is_no_obstacle(root, complete, server):
+    rewritten(complete, root, "http://x.org/val2017/1.jpg", flickr_url="http://\ud800")
+    server.files["/val2017/1.jpg"] = server.files[path_of(1)]
+    assert fetch_coco(root, "val", mirror=server.url, patience=QUICK).failed == {}
+    assert r"jpg,http://\ud" in (root / "ATTRIBUTION.csv").read_text()
 
 
 @pytest.mark.parametrize(
