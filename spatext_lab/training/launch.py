@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How this process was started, and how it ends: alone, or as one of several that share a run.
+"""How this process was started, alone or as one of several that share a run, and who speaks.
 
 torchrun and `accelerate launch` say it in the environment. Nothing here imports torch, unless the
 processes have met already.
@@ -7,14 +7,10 @@ processes have met already.
 
 import os
 import platform
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def count() -> int:
@@ -54,35 +50,6 @@ def speaks() -> bool:
         return store.compare_set(f"says/{platform.node()}", "", me) == me.encode()
     except RuntimeError:  # its keeper is gone, and perhaps whoever could have spoken
         return True
-
-
-@contextmanager
-def ending_once() -> Iterator[None]:
-    """Where several processes share a run, SIGTERM ends it as Ctrl-C does, and both only once.
-
-    torchrun sends it when another process has ended.
-    """
-    if count() == 1:
-        yield
-        return
-    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
-    try:
-        yield
-    except BaseException:
-        _ignore_signals()  # the process ends, and has yet to say why
-        raise
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def _stop(number: int, frame: Any) -> None:
-    _ignore_signals()
-    raise KeyboardInterrupt
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -3,18 +3,21 @@
 
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 import psutil
 import torch.distributed as dist
 
 from spatext_lab.training import launch
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = timedelta(days=1)  # of the others while process 0 fills a cache or writes
 
 
@@ -45,15 +48,6 @@ def places() -> list[Place]:
     return found
 
 
-@contextmanager
-def naming_the_ended() -> Iterator[None]:
-    """Where one is stopped because another process has ended, the message says which."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("; ".join(filter(None, [_ended(), str(stop)]))) from None
-
-
 def _ended() -> str:
     """Which processes of the same torchrun are there no more, in words."""
     found = places() if dist.is_initialized() else []
@@ -78,3 +72,34 @@ def together() -> Iterator[None]:
         time.sleep(0.5)  # a process that ends closes its connections first
         some = f"one of the {launch.count()} processes has ended or cannot be reached ({error})"
         raise ConnectionError(_ended() or some) from None
+
+
+@contextmanager
+def ending_once() -> Iterator[None]:
+    """Where several processes share a run, SIGTERM ends it as Ctrl-C does, and both only once.
+
+    torchrun sends it when another process has ended.
+    """
+    if launch.count() == 1:
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    try:
+        yield
+    except BaseException:
+        _ignore_signals()  # the process ends, and has yet to say why
+        raise
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _stop(number: int, frame: Any) -> None:
+    _ignore_signals()
+    if number == signal.SIGTERM:
+        raise KeyboardInterrupt(_ended() or "another process has ended, or torchrun was stopped")
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

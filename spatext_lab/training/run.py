@@ -173,7 +173,7 @@ def _accumulate(plan: Plan, begun: Path | None) -> int:
 def _alone(saved: Path) -> Iterator[None]:
     """One process holds the checkpoint and is heard; all end when one does."""
     held = checkpoint.writing(saved) if launch.rank() == 0 else nullcontext()
-    with launch.one_voice(), launch.ending_once(), peers.naming_the_ended(), held:
+    with launch.one_voice(), peers.ending_once(), held:
         yield
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from spatext_lab.cli.parser import main
-from spatext_lab.training import checkpoint, launch, processes, recipes
+from spatext_lab.training import checkpoint, peers, processes, recipes
 from spatext_lab.training import run as run_module
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Plan
@@ -240,12 +240,13 @@ def test_each_micro_batch_is_computed_once(monkeypatch, accumulate, count):
 
 def test_a_second_signal_does_not_interrupt_the_end(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt), launch.ending_once():
+        said = pytest.raises(KeyboardInterrupt, match="another process has ended, or torchrun was")
+        with said, peers.ending_once():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
