@@ -7,7 +7,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -148,12 +148,20 @@ def _made(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     made.pop("cache", None)
     for key, value in made.items():
         if key == "base" and value is not None:
-            made[key] = checkpoint.fingerprint(zoo.folder(value))
+            made[key] = _base_made(zoo.folder(value), recipe.reads)
         elif isinstance(value, Path):
             if not value.is_dir():
                 raise FileNotFoundError(f"{key} is {value}, which is not a folder")
             made[key] = checkpoint.fingerprint(value)
     return json.loads(json.dumps({"recipe": recipe.name} | made))  # tuples as lists, as when read
+
+
+def _base_made(place: Path, reads: Sequence[str]) -> str | list[str]:
+    """The fingerprint of a base, or those of the parts that are read of a folder of models: others
+    are trained into the same folder meanwhile, as this one may be."""
+    whole = (place / "model_index.json").is_file() or (place / zoo.SUMS).is_file()
+    parts = [] if whole else [place / part for part in reads if (place / part).is_dir()]
+    return [checkpoint.fingerprint(part) for part in parts] or checkpoint.fingerprint(place)
 
 
 def _accumulate(plan: Plan, begun: Path | None) -> int:

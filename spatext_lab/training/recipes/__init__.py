@@ -28,6 +28,8 @@ class Recipe:
     gpu: dict[str, int] = field(default_factory=dict)  # its steps and batch where a GPU trains it
     photos: Plan | None = None  # of a run on photos, where that is another: an evening for them all
     photos_gpu: dict[str, int] = field(default_factory=dict)  # as `gpu`, for some 5000 photos
+    # parts of a base, which is a folder of models, that it may start from
+    reads: tuple[str, ...] = ("text-to-image", "clip", "prior", "spatext/clip", "spatext/prior")
 
     @property
     def home(self) -> str:
@@ -150,6 +152,7 @@ RECIPES = {
         Plan(steps=1000, lr=2e-3, ema_decay=0.99),
         0.05,
         "says which parts of a pocket image SpaText still changes; from a summary, not the paper",
+        reads=("spatext",),
     ),
     "energy": Recipe(
         "energy",
