@@ -29,7 +29,7 @@ class Stage:
         name: of its folder.
         parts: for options of the recipe that are folders, the stages that write them.
         recipe: its name; that of the folder if not given.
-        base: the model that it continues, where that is not one of the stages.
+        given: other options of the recipe.
         on_gpu: whether a GPU trains it, with the recipe's steps and batch for that.
         photos: what to learn from instead of pocket scenes, as options of the recipe.
     """
@@ -37,7 +37,7 @@ class Stage:
     name: str
     parts: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
-    base: str = ""
+    given: dict[str, Any] = field(default_factory=dict)
     on_gpu: bool = False
     photos: dict[str, Any] = field(default_factory=dict)
 
@@ -77,11 +77,15 @@ STAGES = (
 )
 # What continues the pocket's models on photos; judge and rivals are the pocket's alone.
 PHOTO_STAGES = (
-    Stage("autoencoder", base="pocket"),
+    Stage("autoencoder", given={"base": "pocket"}),
     Stage("clip"),
     Stage("prior", {"clip": "clip"}),
-    Stage("text-to-image", {"vae": "autoencoder", "clip": "clip"}, base="pocket"),
-    Stage("spatext", {"base": "text-to-image", "clip": "clip", "prior": "prior"}),
+    Stage("text-to-image", {"vae": "autoencoder", "clip": "clip"}, given={"base": "pocket"}),
+    Stage(
+        "spatext",
+        {"base": "text-to-image", "clip": "clip", "prior": "prior"},
+        given={"views": 4},  # as ReCo has them
+    ),
     Stage("reco", {"base": "text-to-image"}),
 )
 
@@ -237,9 +241,9 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     words += ["--steps", stage.steps(steps)]
     if "batch" in stage.gpu:
         words += ["--batch", stage.gpu["batch"]]
-    words += ["--base", stage.base] if stage.base else []
-    for option, value in stage.photos.items():
-        values = ["all"] if value is None else [value] if isinstance(value, Path | float) else value
+    for option, value in (stage.given | stage.photos).items():
+        alone = isinstance(value, Path | float | int | str)
+        values = ["all"] if value is None else [value] if alone else value
         words += [f"--{option.replace('_', '-')}", *values]
     words += ["--resume"] if is_interrupted(stage, out, steps) else []
     print(f"{stage.name}: {'continued' if '--resume' in words else 'started'}; {stage.name}.log")

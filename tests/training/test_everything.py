@@ -36,7 +36,7 @@ def test_a_stage_comes_after_what_it_needs(stages):
         assert set(stage.parts.values()) <= seen
         assert set(stage.parts) <= set(stage.job.options)
         assert "data" in stage.job.options or stages is STAGES
-        assert "base" in stage.job.options or not stage.base
+        assert set(stage.given) <= set(stage.job.options)
         seen.add(stage.name)
 
 

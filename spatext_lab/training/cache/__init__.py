@@ -10,6 +10,7 @@ from spatext_lab.training.cache.examples import (
     pocket_examples,
     pocket_images,
     squares,
+    views,
 )
 from spatext_lab.training.cache.shards import Mapped
 from spatext_lab.training.cache.store import opened

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from spatext_lab.datasets import coco
 from spatext_lab.datasets.coco import CocoItem, CocoSubset
+from spatext_lab.datasets.photo_views import wide_view
 from spatext_lab.datasets.pocket import pocket_item
 from spatext_lab.images import to_tensor
-from spatext_lab.scene import Scene
+from spatext_lab.scene import Region, Scene
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,29 @@ def squares(root: Path, size: int, choice: dict[str, Any]) -> Photos:
 def _square(size: int, item: CocoItem) -> list[Example]:
     image, scene = item.square(size)
     return [Example(image, item.captions, scene)] if scene.regions else []
+
+
+def views(root: Path, size: int, count: int, choice: dict[str, Any]) -> Photos:
+    """The centre squares of photos and, of each, `count` - 1 random squares, half of them flipped.
+
+    For few photos, which are learned by heart otherwise.
+    """
+    if count == 1:
+        return squares(root, size, choice)
+    made = {"kind": "wide views", "size": size, "views": count}
+    return Photos(root, choice, made, partial(_views, size, count))
+
+
+def _views(size: int, count: int, item: CocoItem) -> list[Example]:
+    found = _square(size, item)
+    for k in range(1, count):
+        view = wide_view(item.image_id * count + k, 0, [item], size)
+        seen = [(text, view.labels == number) for number, text in enumerate(view.texts, start=1)]
+        least = max(item.min_area, 1 / size**2)
+        kept = [Region(text, mask=mask) for text, mask in seen if mask.mean() >= least]
+        if kept:
+            found.append(Example(view.image, view.captions, Scene(view.captions[0], kept)))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,7 @@ def make(
     base: str = "pocket",
     clip: Path | None = None,
     prior: Path | None = None,
+    views: int = 1,
     batch: int = BATCH,
     cache: Path | None = None,
     **choice: Unpack[PhotoChoice],
@@ -58,6 +59,8 @@ def make(
             CLIP.
         clip: the folder of the CLIP that embeds segments and texts, where it is not the base's.
         prior: the folder of the prior, where it is not the base's.
+        views: of each photo: its centre square and, with more than 1, random squares of it, which
+            few photos need. Pocket scenes have one.
         batch: images a step.
         cache: has a folder for each cache of photos, which later runs read; outputs/cache if not
             given.
@@ -66,7 +69,7 @@ def make(
     torch.manual_seed(plan.seed)
     least = choice.get("min_area", MIN_AREA)
     model = widened(*base_parts(base, device_of(device), clip, prior), least)
-    pool, phrase = training_pool(model, data, cache, **choice)
+    pool, phrase = training_pool(model, data, cache, views, **choice)
     return fine_tune(model, pool, plan, phrase, batch)
 
 
@@ -147,6 +150,7 @@ def training_pool(
     model: SpaTextPipeline,
     data: Path | None,
     folder: Path | None = None,
+    views: int = 1,
     **choice: Unpack[PhotoChoice],
 ) -> tuple[cache.Cache, str]:
     """What a model is trained on, and a phrase for the card.
@@ -154,14 +158,21 @@ def training_pool(
     Args:
         data: a folder in COCO layout; pocket scenes if not given.
         folder: of caches of photos, see `cache.opened`.
+        views: of each photo.
         choice: of the photos.
+
+    Raises:
+        ValueError: several views of pocket scenes, or less than one of a photo.
     """
+    if views < 1 or (data is None and views > 1):
+        raise ValueError(f"views is {views}; pass 1, or with photos (data) a larger number")
     halves = isinstance(model.unet, PocketUNet)  # a base that knows 8 x 8 latents keeps to it
     if data is None:
         scenes = cache.pocket_examples(SCENES)
         pool = cache.build(scenes, SCENES, model.vae, model.clip, halves)
         return pool, f"pocket scenes train 0-{SCENES - 1}; {MASKS}"
     limits = {"min_area": MIN_AREA, "regions": (1, cache.SEGMENTS)}
-    photos = cache.squares(data, model.image_size, limits | choice)
+    photos = cache.views(data, model.image_size, views, limits | choice)
     pool = cache.opened(photos, model.vae, model.clip, halves, folder)
-    return pool, f"{len(pool)} photos of {data.name}, train2017; {MASKS}"
+    shown = "photos" if views == 1 else f"views (up to {views} of each photo)"
+    return pool, f"{len(pool)} {shown} of {data.name}, train2017; {MASKS}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from spatext_lab.clip import Clip
+from spatext_lab.datasets.augment import swap_sides
 from spatext_lab.datasets.coco import read_coco
 from spatext_lab.datasets.photo_views import wide_view
 from spatext_lab.datasets.pocket import SIZE
@@ -18,8 +19,9 @@ from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
+from spatext_lab.training import cache
 from spatext_lab.training import photos as module
-from spatext_lab.training.recipes import RECIPES, clip, text_to_image
+from spatext_lab.training.recipes import RECIPES, clip, spatext, text_to_image
 from spatext_lab.training.run import run
 from tests.photos import photo_folder
 from tests.training.steps import PLAN, loss_of, losses
@@ -166,3 +168,31 @@ def test_batches_are_the_views_by_their_numbers(items, monkeypatch):
         for k, view in enumerate(views(step)):
             same = wide_view(2 * step + k, 1, items, 8)
             np.testing.assert_array_equal(view.image, same.image)
+
+
+def test_views_for_spatext_are_the_square_and_others(data, items):
+    """All disjoint masks of enough of the view, with the captions of the photo, swapped or not."""
+    choice = {"min_area": 0.05, "regions": (1, 6)}
+    plain = cache.squares(data, 32, choice)
+    several = cache.views(data, 32, 5, choice)
+    assert cache.views(data, 32, 1, choice).identity == plain.identity != several.identity
+    for k, item in enumerate(several.items):
+        first, *others = several.examples(k)
+        (square,) = plain.examples(k)
+        np.testing.assert_array_equal(first.image, square.image)
+        assert len(others) == 4
+        assert any((a.image != first.image).any() for a in others)
+        for each in others:
+            masks = np.stack([region.mask for region in each.scene.regions])
+            assert masks.sum(0).max() == 1
+            assert masks.mean((1, 2)).min() >= 0.05
+            assert {region.text for region in each.scene.regions} <= {"a dog", "a car"}
+            assert {swap_sides(c) for c in each.captions} & {swap_sides(c) for c in item.captions}
+
+
+def test_several_views_need_photos(data):
+    job = spatext.make(PLAN, "cpu", data=data, views=3)
+    assert job.data.startswith("6 views (up to 3 of each photo) of coco, train2017; ")
+    for wrong in ({"views": 2}, {"views": 0, "data": data}):
+        with pytest.raises(ValueError, match=r"views is \d; pass 1, or with photos"):
+            spatext.make(PLAN, "cpu", **wrong)
