@@ -190,16 +190,12 @@ def fingerprint(place: Path) -> str:
     return whole.hexdigest()
 
 
-class Held(ValueError):
-    """A folder is written by another process."""
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process: a second writer is refused.
+    """Holds a checkpoint folder for this process: a second run into it is refused.
 
     Raises:
-        Held: by a running process; the message names it and its start.
+        ValueError: a running process holds it; the message names the process and its start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
@@ -221,7 +217,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _check_ended(lock: Path) -> None:
-    """Raises Held if the process that holds a lock may still be running."""
+    """Raises ValueError if the process that holds a lock may still be running."""
     try:
         made, holder = lock.stat().st_mtime, json.loads(lock.read_text())
     except FileNotFoundError:
@@ -236,7 +232,7 @@ def _check_ended(lock: Path) -> None:
     except psutil.NoSuchProcess:
         ended = holder.get("host") == platform.node()
     if not ended:
-        raise Held(
+        raise ValueError(
             f"{lock.parent} is written by process {holder.get('process')} of "
             f"{holder.get('host')} since {holder.get('since')}: let it end, or pass another "
             f"--out; if it has ended, delete {lock}"

@@ -95,18 +95,25 @@ def check_left(folder: Path, before: int) -> int:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, hidden ones too, by their path."""
-    found = (path for path in folder.rglob("*") if path.is_file() or path.name.endswith(".part"))
+    """All files of a folder by their path, and what killed builds left; locks are no files."""
+    found = (path for path in folder.rglob("*") if path.is_file() or path.suffix == ".part")
+    found = (path for path in found if path.suffix != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def two_at_once(scratch: Path) -> None:
-    """Two processes open a cache that is not there: one builds it, the other one reads it."""
-    children = [begin(scratch / "photos", scratch / "both") for _ in range(2)]
+def several_at_once(scratch: Path, count: int) -> None:
+    """Processes open a cache that a killed one left unfinished: one builds it, the others read."""
+    child = begin(scratch / "photos", scratch / "both")
+    while not list((scratch / "both").glob(f"*/{manifest.NAME}")):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = 6 - check_left(scratch / "both", 1)
+    children = [begin(scratch / "photos", scratch / "both") for _ in range(count)]
     ends = sorted(os.waitpid(child, 0)[1] for child in children)
-    assert ends == [0, 6 << 8], ends
+    assert ends == [0] * (count - 1) + [left << 8], ends
     assert content(scratch / "both") == content(scratch / "whole")
-    print("two at once")
+    print("several at once")
 
 
 if __name__ == "__main__":
@@ -116,4 +123,4 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     photos(place / "photos", 12)
     kill_again_and_again(place, int(sys.argv[2]))
-    two_at_once(place)
+    several_at_once(place, 4)

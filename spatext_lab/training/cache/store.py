@@ -3,14 +3,14 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from spatext_lab.clip import Clip
@@ -52,7 +52,7 @@ def opened(
     place = (folder or FOLDER) / f"{photos.root.resolve().name}-{photos.made['kind']}-{key}"
     with processes.first_here():
         found = manifest.read(place, made)
-        if not manifest.is_whole(place, found) or _is_untidy(place, found):
+        if not manifest.is_whole(place, found) or manifest.left(place, found):
             with _turn(place):
                 _complete(place, made, photos, encoder)
             found = manifest.read(place, made)
@@ -80,26 +80,20 @@ def _network(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
     return checkpoint.digest(weights, json.dumps(plain, sort_keys=True, default=str))
 
 
-def _is_untidy(place: Path, found: manifest.Manifest) -> bool:
-    """Whether the build of a whole cache was killed before it had put everything away."""
-    return (place / checkpoint.LOCK).exists() or bool(manifest.left(place, found))
-
-
 @contextmanager
 def _turn(place: Path) -> Iterator[None]:
-    """Holds a cache's folder for this process, as soon as no other one holds it."""
-    with ExitStack() as held:
-        told = False
-        while True:
-            try:
-                held.enter_context(checkpoint.writing(place))
-                break
-            except checkpoint.Held as holder:
-                if not told:
-                    print(f"waiting: {holder}")
-                told = True
-                time.sleep(_POLL)
+    """Holds a cache for this process, as soon as no other one holds it; a killed one holds none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process, which builds {place}")
+        lock.acquire(poll_interval=_POLL)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _complete(place: Path, made: dict[str, Any], photos: Photos, encoder: Encoder) -> None:
