@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a diffusion model is trained on, computed once: in memory, or on disk for later runs too."""
 
-from spatext_lab.training.cache.build import Cache, build, draw_noise
 from spatext_lab.training.cache.encode import SEGMENTS
 from spatext_lab.training.cache.examples import (
     Example,
@@ -12,5 +11,6 @@ from spatext_lab.training.cache.examples import (
     squares,
     views,
 )
+from spatext_lab.training.cache.memory import Cache, build, draw_noise
 from spatext_lab.training.cache.shards import Mapped
 from spatext_lab.training.cache.store import opened

@@ -25,7 +25,7 @@ _CHUNK, _PIXELS = 32, 2**21  # images, and their pixels, that pass through a net
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is kept of some examples, by the names of `build.Cache`.
+    """What is kept of some examples, by the names of `Cache`.
 
     Args:
         tensors: a row for each example.
@@ -57,7 +57,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The networks that an example passes through once; arguments as for `build.build`."""
+    """The networks that an example passes through once; arguments as for `build`."""
 
     vae: Any
     clip: Clip | None
@@ -73,7 +73,7 @@ class Encoder:
 
     @torch.no_grad()
     def encode(self, chunk: list[Ready]) -> Encoded:
-        """What is kept of a chunk of examples, by the names of `build.Cache`."""
+        """What is kept of a chunk of examples, by the names of `Cache`."""
         images = to_tensor(each.example.image for each in chunk).to(self.vae.device)
         tensors = {"latents": encode(self.vae, images).cpu()}
         lists = {"captions": [each.example.captions for each in chunk]}

@@ -18,9 +18,9 @@ from spatext_lab.figures.progress import Progress
 from spatext_lab.training import checkpoint, processes
 from spatext_lab.training.ahead import Ahead
 from spatext_lab.training.cache import manifest
-from spatext_lab.training.cache.build import Cache
 from spatext_lab.training.cache.encode import SEGMENTS, Encoded, Encoder, Ready, chunks, joined
 from spatext_lab.training.cache.examples import Photos
+from spatext_lab.training.cache.memory import Cache
 from spatext_lab.training.cache.shards import columns
 from spatext_lab.training.plan import cores
 
