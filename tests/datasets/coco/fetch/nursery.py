@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches in child processes that are killed: `python nursery.py ROOT MIRROR`.
+"""Fetches in child processes that may be killed: `python nursery.py ROOT MIRROR`.
 
-For each line on stdin, a number of seconds, a child begins; after that time it gets SIGKILL. Prints
-"killed" or "ended", and the library's modules are imported only once.
+For each line on stdin a child begins, and its number is printed; when it has ended, "killed" or
+"ended CODE". The library's modules are imported only once.
 """
 
 import os
-import signal
 import sys
-import time
 
 from spatext_lab.datasets.coco.fetch import Patience, fetch_coco
 from spatext_lab.datasets.coco.fetch.download import Downloader
@@ -29,16 +27,12 @@ def child(root: str, mirror: str) -> None:
 
 def main(root: str, mirror: str) -> None:
     Downloader(PATIENCE)  # the certificates are read once
-    for line in sys.stdin:
+    for _ in sys.stdin:
         if (pid := os.fork()) == 0:
             child(root, mirror)
-        until = time.monotonic() + float(line)
-        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
-            time.sleep(0.001)
-        if ended == (0, 0):
-            os.kill(pid, signal.SIGKILL)
-            ended = os.waitpid(pid, 0)
-        print("killed" if os.WIFSIGNALED(ended[1]) else f"ended {ended[1]}", flush=True)
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print("killed" if os.WIFSIGNALED(status) else f"ended {status}", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.named_by: tuple[str, ...] = ("etag",)  # headers that name a file's version
         self.chunk, self.delay, self.slow = 2**16, 0.0, ""  # in paths with these letters
-        self.at_once = self.most_at_once = 0
+        self.sent = self.at_once = self.most_at_once = 0  # bytes; requests
         self.clients: set[tuple[str, int]] = set()  # one for each connection
         self.lock = threading.Lock()
 
@@ -81,7 +81,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def write(self, content: bytes) -> None:
         for start in range(0, len(content), self.server.chunk):
-            self.wfile.write(content[start : start + self.server.chunk])
+            self.wfile.write(piece := content[start : start + self.server.chunk])
+            with self.server.lock:
+                self.server.sent += len(piece)
             if self.server.delay and self.server.slow in self.path:
                 time.sleep(self.server.delay)
 

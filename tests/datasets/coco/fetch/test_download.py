@@ -203,7 +203,7 @@ def test_a_server_that_stays_busy_is_named_as_that(fetch, server):
 def test_retry_after_is_honoured(fetch, server, code):
     began = time.monotonic()
     assert fetch(tricks.status(code, retry_after="1")) == BODY
-    assert 1.0 <= time.monotonic() - began < 3.0
+    assert time.monotonic() - began >= 1.0
 
 
 def test_retry_after_holds_for_all_transfers_to_come(server, tmp_path):
@@ -212,12 +212,11 @@ def test_retry_after_holds_for_all_transfers_to_come(server, tmp_path):
     with Downloader(QUICK) as downloader:
         first = Thread(target=downloader.fetch, args=(f"{server.url}/a", tmp_path / "a", whole))
         first.start()
-        while not server.asked:
+        while not downloader._waiting._quiet_until:
             time.sleep(0.01)
-        time.sleep(0.1)
         began = time.monotonic()
         downloader.fetch(f"{server.url}/b", tmp_path / "b", whole)
-        assert time.monotonic() - began > 0.7
+        assert time.monotonic() - began > 0.5
         first.join()
     assert server.paths()[0] == "/a"
     assert sorted(server.paths()) == ["/a", "/a", "/b"]
@@ -245,7 +244,7 @@ def test_a_wait_that_is_too_long_is_said_and_not_waited_for(fetch, server):
     began = time.monotonic()
     with pytest.raises(TransferError, match="asks to wait for 3600 s"):
         fetch(tricks.status(429, retry_after="3600"))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 60
     assert len(server.asked) == 1
 
 
@@ -320,9 +319,9 @@ def test_where_nobody_listens_that_is_said(fetch):
 
 def test_silence_is_given_up_and_asked_again(fetch, server):
     def silent(handler, content):
-        time.sleep(0.5)
+        time.sleep(1.2)
 
-    assert fetch(silent, patience=Patience(silence=0.1, first=0.01)) == BODY
+    assert fetch(silent, patience=Patience(silence=0.6, first=0.01)) == BODY
     assert len(server.asked) == 2
 
 
@@ -387,4 +386,4 @@ def test_a_closed_downloader_stops_a_transfer_and_a_wait(server, tmp_path):
 
         with pytest.raises(Stopped):
             downloader.fetch(server.url + PATH, tmp_path / "a", whole, watch)
-    assert 500 < Part(tmp_path / "a").size < 2000
+    assert 500 < Part(tmp_path / "a").size < len(BODY)

@@ -336,6 +336,16 @@ def test_a_run_of_failures_ends_the_work(fetch, server, root, monkeypatch):
     assert len(server.asked) < 1 + 5 + 2 * many.AT_A_TIME
 
 
+def test_failures_between_others_end_nothing(fetch, server, monkeypatch):
+    monkeypatch.setattr(many, "HOPELESS", 2)
+    monkeypatch.setattr(many, "AT_A_TIME", 1)  # so that they come in order
+    for number in range(2, COUNT + 1, 4):
+        del server.files[path_of(number)]
+    report = fetch(**ALL)
+    assert set(report.failed.values()) == {"404 Not Found"}
+    assert (len(report.failed), report.fetched) == (COUNT // 4, COUNT - COUNT // 4)
+
+
 def test_eight_at_a_time_over_eight_connections(fetch, server):
     server.chunk, server.delay = 500, 0.01
     fetch(**ALL)
@@ -380,7 +390,7 @@ def test_coco_itself_is_asked_at_its_address_and_its_archive_is_compared(
         monkeypatch.setattr(annotations, "OFFICIAL", server.url)
         archive = Archive(ZIP.rpartition("/")[2], sha256, INSTANCES_AND_CAPTIONS.members)
         monkeypatch.setattr(annotations.archives, "INSTANCES_AND_CAPTIONS", archive)
-        return fetch_coco(root, "val", patience=Patience(attempts=1, silence=0.1), licences=(1,))
+        return fetch_coco(root, "val", patience=Patience(attempts=1), licences=(1,))
 
     with pytest.raises(TransferError, match="not the archive that COCO published"):
         official("0" * 64)
