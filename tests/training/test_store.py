@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -248,7 +249,12 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "words"),
-    [(cut, "has "), (flip, "has another checksum"), (swap, "has "), (Path.unlink, "is missing")],
+    [
+        (cut, r"has \d+ bytes, not \d+"),
+        (flip, "has another checksum"),
+        (swap, r"has \d+ bytes, not \d+"),
+        (Path.unlink, "is missing"),
+    ],
 )
 def test_a_damaged_shard_is_made_again_and_no_other(harm, words, coco, tmp_path, capsys):
     cache.opened(squares(coco), Pooling(), folder=tmp_path / "c")
@@ -260,7 +266,7 @@ def test_a_damaged_shard_is_made_again_and_no_other(harm, words, coco, tmp_path,
     assert content(tmp_path / "c") == old
     assert vae.calls == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "made again" in line)
-    assert line.startswith(f"{path} {words}")
+    assert re.match(rf"{re.escape(str(path))} {words}", line)
 
 
 def test_a_damaged_manifest_and_strange_shards_are_replaced(coco, tmp_path):
