@@ -2,6 +2,7 @@
 """Model folders: found, sealed as `sha256sum` seals, and refused by name where damaged."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,6 +81,21 @@ def test_one_wrong_bit_is_named(model, name):
         assert zoo.folder(str(model), "spatext") == model / "spatext"
 
 
+def test_a_large_file_is_read_once_and_again_when_it_was_written(model, monkeypatch):
+    monkeypatch.setattr(zoo, "LARGE", 1000)
+    weights = model / "text-to-image/unet/weights.safetensors"
+    real, read = zoo._digest, []
+    monkeypatch.setattr(zoo, "_digest", lambda path: read.append(path.name) or real(path))
+    assert zoo.verify(model) == zoo.verify(model) == []
+    assert read.count(weights.name) == 1
+    assert read.count("README.md") == 2
+    content, before = bytearray(weights.read_bytes()), weights.stat()
+    content[0] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**6))
+    assert "is damaged" in zoo.verify(model)[0]
+
+
 def test_a_truncated_file_is_named(model):
     (model / "text-to-image/unet/weights.safetensors").write_bytes(b"\0" * 1000)
     (model / "README.md").unlink()
@@ -137,6 +153,18 @@ def test_what_does_not_exist_is_named(model, tmp_path):
         zoo.folder(str(tmp_path / "nowhere"))
 
 
+def test_what_can_be_fetched_is_named_with_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(zoo, "_HERE", tmp_path / "spatext_lab")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="to get it: spatext-lab models fetch sd15"):
+        zoo.folder("sd15", "text-to-image")
+    (tmp_path / "models" / "sd15" / "text-to-image").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no folder 'spatext/clip'; to get it: spatext-lab"):
+        zoo.folder("sd15", "spatext/clip")
+    with pytest.raises(FileNotFoundError, match=r"no folder 'reco'$"):
+        zoo.folder("sd15", "reco")
+
+
 def test_pocket_is_looked_for_in_the_checkout_and_then_in_the_package(monkeypatch, tmp_path):
     checkout, package = tmp_path / "data" / "pocket", tmp_path / "_data" / "pocket"
     monkeypatch.setattr(zoo, "_POCKETS", (checkout, package))
@@ -172,12 +200,11 @@ def test_a_notebook_finds_the_checkouts_models_and_ones_own_come_first(tmp_path,
     assert zoo.folder("sd15").resolve() == here / "models" / "sd15"
 
 
-def test_what_spatext_has_not_got_yet_lies_beside_it(model):
-    """A base has its CLIP before it has a SpaText."""
-    (model / "clip").mkdir()
-    assert zoo.folder(str(model), "spatext/clip") == model / "clip"
+def test_a_base_has_its_clip_before_it_has_a_spatext(model):
     (model / "spatext" / "clip").mkdir()
     assert zoo.folder(str(model), "spatext/clip") == model / "spatext" / "clip"
+    (model / "clip").mkdir()
+    assert zoo.folder(str(model), "spatext/clip") == model / "clip"
     with pytest.raises(FileNotFoundError, match="has no folder 'spatext/prior'"):
         zoo.folder(str(model), "spatext/prior")
 

@@ -22,7 +22,7 @@ from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
-from spatext_lab.training import checkpoint, launch, peers, processes
+from spatext_lab.training import checkpoint, launch, licences, peers, processes
 from spatext_lab.training.graphs import graphed
 from spatext_lab.training.job import Job
 from spatext_lab.training.loop import Trainer
@@ -263,6 +263,7 @@ def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict, out: Path) -
         "data": job.data,
         "given": _given({key: value for key, value in given.items() if key not in beside}),
         "beside": beside,
+        "licences": licences.inherited(given),
         "plan": asdict(job.plan),
         "final_loss": round(sum(last) / len(last), 5),
         "seconds": round(trainer.seconds),
@@ -312,13 +313,21 @@ def card(facts: dict, tables: list[Path]) -> str:
         f"* Data: {facts['data']}.",
         f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
         "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",
-        "* Weights and card: CC BY 4.0.",
+        f"* {_licence(facts)}",
     ]
     for table in tables:
         if table.name != README:
             text = table.read_text(encoding="utf-8").rstrip()
             lines += ["", f"## {table.stem.capitalize()}", "", text]
     return "\n".join(lines) + "\n"
+
+
+def _licence(facts: dict) -> str:
+    """What holds for the weights: the licence of what they were fine-tuned from is passed on."""
+    inherited = [f"{each['name']} ({each['address']})" for each in facts.get("licences", [])]
+    if not inherited:
+        return "Weights and card: CC BY 4.0."
+    return f"The licences of what this was trained from hold for it, too: {'; '.join(inherited)}."
 
 
 def _hardware(device: torch.device, processes: int) -> str:

@@ -3,16 +3,19 @@
 
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 
 from spatext_lab.zoo.checks import CODE_KEYS, check_files, check_settings, named, read_json
 from spatext_lab.zoo.families import INDEX, refuse_other_families
+from spatext_lab.zoo.known import MODELS
 
 __all__ = [
     *("CODE_KEYS", "INDEX", "SUMS", "check_files", "check_settings", "folder", "named"),
     *("places", "read_json", "refuse_other_families", "seal", "shipped", "verify"),
 ]
 SUMS = "SHA256SUMS"
+LARGE = 10**8  # bytes of a file that is not read again and again for its checksum
 _HERE = Path(__file__).resolve().parents[1]  # the package
 # A checkout has data/ beside the package; an installed wheel carries a copy inside it.
 _DATA = (_HERE.parent / "data", _HERE / "_data")
@@ -41,7 +44,8 @@ def folder(model: str = "pocket", part: str = "") -> Path:
             `text-to-image` and OpenCLIP ViT-L/14 in `clip`. The folder of a single pipeline, as
             `train` writes it, is its own part.
         part: "text-to-image", "spatext", "spatext/clip", "reco", "judge" ...; "" for the whole.
-            What "spatext" has not got yet lies beside it: "spatext/clip" is read from `clip`.
+            "spatext/clip" is `clip` where there is such a folder, whatever lies in `spatext` by
+            now, since a base has its CLIP before it has a SpaText.
 
     Raises:
         FileNotFoundError: where the model or the part is missing.
@@ -58,15 +62,15 @@ def folder(model: str = "pocket", part: str = "") -> Path:
         refuse_other_families(Path(model))
         raise FileNotFoundError(
             f"model is {model!r}; pass 'pocket' or a model folder ({candidates[0]} does not exist)"
+            + _to_get(model, "")
         )
     if (place / INDEX).is_file() and "/" not in part:
         part = ""
+    if "/" in part and (place / Path(part).name).is_dir():
+        part = Path(part).name
     if not (place / part).is_dir():
-        beside = Path(part).name
-        if "/" not in part or not (place / beside).is_dir():
-            refuse_other_families(place)
-            raise FileNotFoundError(f"{place} has no folder {part!r}")
-        part = beside
+        refuse_other_families(place)
+        raise FileNotFoundError(f"{place} has no folder {part!r}{_to_get(model, part)}")
     names = Path(part).parts
     for k in range(len(names) + 1):  # the whole may be sealed, and a part that `train` wrote
         if problems := verify(place.joinpath(*names[:k]), "/".join(names[k:])):
@@ -121,6 +125,13 @@ def seal(place: Path) -> None:
     (place / SUMS).write_text("".join(lines))
 
 
+def _to_get(model: str | Path, part: str) -> str:
+    """The command that fetches a part, if one does; results of trainings are fetched by none."""
+    known = [source.part for source in MODELS[model].sources] if model in MODELS else []
+    able = known and (not part or Path(part).name in known)
+    return f"; to get it: spatext-lab models fetch {model}" if able else ""
+
+
 def _remedy(place: Path) -> str:
     """How to get a model's files back, which depends on how they came here."""
     if place == _POCKETS[0]:
@@ -131,5 +142,18 @@ def _remedy(place: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size < LARGE:
+        return _digest(path)
+    return _remembered(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _remembered(path: Path, size: int, modified: int) -> str:
+    """The checksum of a large file, computed once in a process as long as it is not written."""
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

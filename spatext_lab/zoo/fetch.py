@@ -200,6 +200,8 @@ def _order(piece: Piece, endpoint: str) -> Order:
         if not known:
             raise OSError(_lacks(found, name))
         wanted[name] = found.files[known[0]]
+    if unknown := [name for name, file in wanted.items() if not file.checksum]:
+        raise OSError(f"{endpoint} lists no checksum of {unknown[0]}; pass another endpoint")
     missing = {
         name: file
         for name, file in wanted.items()

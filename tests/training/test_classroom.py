@@ -20,13 +20,14 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
+from spatext_lab import zoo
 from spatext_lab.course import stand_in
 from spatext_lab.reco.pipeline import ReCoPipeline
 from spatext_lab.reco.prompts import write_bins
 from spatext_lab.scene import Region, Scene
 from spatext_lab.spatext.pipeline import SpaTextPipeline
 from spatext_lab.text_to_image.pipeline import TextToImagePipeline
-from spatext_lab.training.recipes import reco, spatext
+from spatext_lab.training.recipes import prior, reco, spatext
 from spatext_lab.training.recipes.reco import views as reco_views
 from spatext_lab.training.run import run
 
@@ -186,3 +187,44 @@ def test_v_prediction_is_what_is_trained_and_saved(sd2, tmp_path, monkeypatch, r
     model = {"spatext": SpaTextPipeline, "reco": ReCoPipeline}[recipe].from_pretrained(out)
     assert model.scheduler.config.prediction_type == "v_prediction"
     assert model(SCENE, num_inference_steps=2).images[0].size == (64, 64)
+
+
+# --- what is trained from a base lies beside it ---------------------------------------------------
+
+
+def test_a_result_beside_its_base_passes_its_licence_on(sd, tmp_path, monkeypatch):
+    """As the page on Stable Diffusion has it: --base sd15 --out models/sd15/spatext."""
+    shutil.copytree(sd, tmp_path / "models" / "sd15")
+    monkeypatch.chdir(tmp_path)
+    out = Path("models/sd15/spatext")
+    options = {"steps": 1, "data": COCO, "min_area": 0.1, "base": "sd15", "batch": 2, "out": out}
+    with pytest.warns(UserWarning, match="has no prior"):
+        assert run("spatext", device="cpu", **options) == out
+    assert SpaTextPipeline.from_pretrained(zoo.folder("sd15", "spatext")).prior is None
+    assert zoo.folder("sd15", "spatext/clip") == Path("models/sd15/clip")
+    assert "CC BY 4.0" in (out / "README.md").read_text()
+    licence = {"name": "A Licence", "address": "https://127.0.0.1/licence", "forbids": "much"}
+    card = tmp_path / "models" / "sd15" / "text-to-image" / "card.json"
+    card.write_text(json.dumps({"licence": licence}))
+    run("spatext", device="cpu", **options)
+    assert "A Licence (https://127.0.0.1/licence)" in (out / "README.md").read_text()
+    assert "CC BY 4.0" not in (out / "README.md").read_text()
+
+
+def test_a_prior_of_its_own_clip_is_found_beside_the_base(sd, tmp_path, monkeypatch):
+    shutil.copytree(sd, tmp_path / "models" / "sd15")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prior, "SCENES", 6)
+    clip, out = Path("models/sd15/clip"), Path("models/sd15/prior")
+    run("prior", steps=1, data=COCO, clip=clip, out=out, device="cpu")
+    _, reader, found = spatext.base_parts("sd15", "cpu")
+    assert found.embedding_dim == reader.embedding_dim == stand_in.EMBEDDING_DIM
+    assert found(reader.encode_text(["a red ball"])).shape == (1, stand_in.EMBEDDING_DIM)
+
+
+def test_a_prior_is_as_wide_as_its_embeddings():
+    with torch.device("meta"):
+        large, small = prior.new_transformer(768), prior.new_transformer(64)
+    assert large.transformer_blocks[0].norm1.normalized_shape == (768,)
+    assert len(large.transformer_blocks) == 12
+    assert small.transformer_blocks[0].norm1.normalized_shape == (128,)

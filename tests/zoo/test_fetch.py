@@ -252,7 +252,7 @@ def test_another_commit_in_between_mixes_nothing(get, hub, monkeypatch):
     files = hub.repositories[SD].files
     for name in (HALF, "vae/config.json"):
         changed = bytearray(files[name])
-        changed[-2] ^= 1 if name.endswith("safetensors") else 0
+        changed[len(changed) // 2] ^= 1 if name == HALF else 0  # in what is there already
         files[name] = bytes(changed)
     files["tokenizer/vocab.json"] += b"\n"
     assert is_complete(get(), hub)
@@ -399,6 +399,18 @@ def test_a_repository_of_pickles_is_refused(get, hub):
         get()
     del files["unet/config.json"]
     with pytest.raises(OSError, match=r"has no unet/config.json at commit \w{12}"):
+        get()
+
+
+def test_a_mirror_that_lists_names_alone_is_refused(get, hub):
+    def names(handler):
+        listing = hub.repositories[SD].listing(SD)
+        listing["siblings"] = [{"rfilename": one["rfilename"]} for one in listing["siblings"]]
+        handler.reply(200, json.dumps(listing).encode(), "application/json")
+        return True
+
+    hub.answer = names
+    with pytest.raises(OSError, match=r"lists no checksum of tokenizer/\w+.\w+; pass another end"):
         get()
 
 

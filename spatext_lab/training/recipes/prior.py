@@ -34,11 +34,20 @@ Pairs = tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
 
 
 def new_transformer(width: int) -> PriorTransformer:
-    """A transformer over four tokens (text, timestep, noisy embedding, output), 4 layers of 128."""
+    """A transformer over four tokens: text, timestep, noisy embedding, output.
+
+    It has 4 layers of 128 for the pocket CLIP. For embeddings of more numbers than that, which such
+    a layer could not hold, it has 12 layers as wide as the embeddings, as LAION's prior for
+    ViT-L/14.
+
+    Args:
+        width: numbers of an embedding; beyond 128 a multiple of 64.
+    """
+    small = width <= 128
     return PriorTransformer(
-        num_attention_heads=4,
-        attention_head_dim=32,
-        num_layers=4,
+        num_attention_heads=4 if small else width // 64,
+        attention_head_dim=32 if small else 64,
+        num_layers=4 if small else 12,
         embedding_dim=width,
         num_embeddings=0,
         additional_embeddings=4,
