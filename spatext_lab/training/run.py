@@ -220,6 +220,8 @@ def _farewell(stop: BaseException, trainer: Trainer, saved: Path) -> str:
     """Why a run stops, and how it goes on."""
     kept = (checkpoint.record(saved) or {}).get("done")
     onward = f"--resume continues after step {kept}" if kept else "before the first checkpoint"
+    if launch.rank() > 0 and not kept:  # another machine has it
+        onward = "--resume continues from the checkpoint of process 0"
     parts = [str(stop), f"stopped after step {trainer.done}", onward]
     return "; ".join(filter(None, parts))
 

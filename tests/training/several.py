@@ -23,7 +23,15 @@ RECIPES = {
     "spatext": {"accumulate": 2, "batch": 4},
     "reco": {"accumulate": 2, "batch": 4},
 }
-make = toy.make
+original = toy.make
+
+
+def make(plan, device, **given) -> Job:
+    """The toy, but in the second process from other weights: all must get those of the first."""
+    job = original(plan, device, **given)
+    for weight in job.module.parameters():
+        weight.data.add_(launch.rank())
+    return job
 
 
 def signals(when: Callable[[int], bool], number: signal.Signals, mark: Path | None = None):
@@ -55,33 +63,34 @@ def refusals() -> list[str]:
     return said
 
 
-def share(out: Path) -> None:
+def share(reports: Path) -> None:
     """All that two processes do and live."""
     report = {"refused": refusals()}
     for name, given in RECIPES.items():
-        module.run(name, steps=STEPS, out=out / name, device="cpu", **given)
+        module.run(name, steps=STEPS, out=Path(name), device="cpu", **given)
     module.CHECKPOINT_SECONDS = -1.0  # after every step
-    module.run("toy", steps=STEPS, out=out / "one-two", device="cpu", resume=True)
+    module.run("toy", steps=STEPS, out=Path("one-two"), device="cpu", resume=True)
     toy.make = signals(lambda step: step == STOP, signal.SIGINT)
     try:
-        module.run("toy", steps=STEPS, out=out / "two-one", device="cpu", accumulate=ACCUMULATE)
+        module.run("toy", steps=STEPS, out=Path("two-one"), device="cpu", accumulate=ACCUMULATE)
     except KeyboardInterrupt as stop:
         report["stop"] = str(stop)
     before = signal.getsignal(signal.SIGTERM)
     toy.make = make
-    module.run("toy", steps=1, out=out / "plain", device="cpu")
+    module.run("toy", steps=1, out=Path("plain"), device="cpu")
     report["handler"] = signal.getsignal(signal.SIGTERM) == before
-    (out / f"report-{launch.rank()}.json").write_text(json.dumps(report))
+    (reports / f"report-{launch.rank()}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
     root, out = map(Path, sys.argv[1:])
-    os.chdir(out)
+    os.chdir(out / ["", "elsewhere"][launch.rank()])  # as on two machines: no shared disk
     # here, for a process of pytest's has it all imported before
     from tests.training.small import shrink
 
     shrink(pytest.MonkeyPatch(), root)
     toy.install()
+    toy.make = make
     share(out)
     toy.make = signals(lambda s: launch.rank() == 1 and s == 50, signal.SIGKILL, out / "killed")
     raise SystemExit(

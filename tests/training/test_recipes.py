@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every recipe on a handful of scenes: it learns, and it can be stopped and resumed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from spatext_lab.training import checkpoint
 from spatext_lab.training.loop import Plan, Trainer
-from spatext_lab.training.recipes import RECIPES
+from spatext_lab.training.recipes import RECIPES, spatext
+from spatext_lab.training.recipes.reco import views
 from tests.training.steps import PLAN, losses
 
 NETWORKS = ("text-to-image", "spatext", "other-maps", "pixel", "reco", "gligen")
@@ -51,6 +54,23 @@ def test_a_recipe_can_be_stopped_and_resumed(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(second.weights, whole.weights, strict=True))
     pairs = zip(second.ema.shadow_params, whole.ema.shadow_params, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "pixel"])
+def test_the_micro_batches_of_a_step_have_its_size(name, monkeypatch):
+    """Half of the resolution or all of it: that is for a step to say."""
+    for module in (spatext, views):
+        monkeypatch.setattr(module, "PocketUNet", torch.nn.Module)  # the tiny base knows both
+    shapes: dict[int, list] = {1: [], 2: []}
+    for accumulate, seen in shapes.items():
+        job = RECIPES[name].make(replace(PLAN, accumulate=accumulate), "cpu")
+        unet = job.module["unet"] if isinstance(job.module, torch.nn.ModuleDict) else job.module
+        unet.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape))
+        with torch.no_grad():
+            for number in range(6 * accumulate):
+                job.loss_at(number, torch.Generator().manual_seed(number))
+    assert [shape for shape in shapes[1] for _ in range(2)] == shapes[2]
+    assert len({*shapes[1]}) == 2
 
 
 @pytest.mark.parametrize("name", NETWORKS)
