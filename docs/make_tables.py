@@ -32,12 +32,14 @@ class Table:
         rows: heading -> name of the row, left out where it is not measured; all rows by their
             names where it is empty.
         part: of the files, that has the rows.
+        digits: after the point.
     """
 
     files: tuple[str, ...]
     columns: Mapping[str, str | tuple[str, ...]]
     rows: Mapping[str, str] | None = None
     part: str = "rows"
+    digits: int = 3
 
 
 TABLES = {
@@ -49,6 +51,16 @@ TABLES = {
     "bins": Table(("bins",), reco_tables.BIN_COLUMNS),
     "init": Table(("init",), reco_tables.INIT_COLUMNS),
     "compare": Table(("compare",), listing.COLUMNS),
+    "memory": Table(
+        ("memory",),
+        {
+            "AdamW in 32 bits, average on the GPU": "all",
+            "average on the CPU": "cpu",
+            "and AdamW in 8 bits": "bits",
+            "of it passes": "passes",
+        },
+        digits=1,
+    ),
     "differences": Table(("compare",), listing.PAIRED, part="differences"),
     "readme-spatext": Table(
         ("segments",),
@@ -119,15 +131,15 @@ def markdown(table: Table) -> str:
     lines = ["| | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
     for heading, name in (table.rows or {name: name for name in known}).items():
         if name in known:
-            cells = (_cell(known[name], key) for key in table.columns.values())
+            cells = (_cell(known[name], key, table.digits) for key in table.columns.values())
             lines.append(f"| {heading} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: dict, key: str | tuple[str, ...]) -> str:
+def _cell(row: dict, key: str | tuple[str, ...], digits: int) -> str:
     if isinstance(key, str):
-        return cell(row, key)
-    found = [cell(row, each).partition(" ")[0] for each in key]
+        return cell(row, key, digits)
+    found = [cell(row, each, digits).partition(" ")[0] for each in key]
     return "-" if set(found) == {"-"} else " / ".join(found)
 
 

@@ -189,7 +189,9 @@ def _add_train(to: Any) -> None:
     command = _command(to, commands.train, "train", what, example)
     known = [*RECIPES, "all"]
     command.add_argument("recipe", choices=known, metavar="RECIPE", help=", ".join(known))
-    found = _of("spatext_lab.training.run", "run", "steps seed out resume device accumulate")
+    wanted = "steps seed out resume device accumulate lr checkpointing average adamw save_every"
+    wanted += " log control segmenter"
+    found = _of("spatext_lab.training.run", "run", wanted)
     wanted = "only workers data licences min_area categories"
     own = {"all": _of("spatext_lab.training.everything", "train_all", wanted)}
     own |= {recipe.name: recipe.options for recipe in RECIPES.values()}

@@ -35,7 +35,7 @@ class Detection:
     """An object that was found in an image.
 
     Args:
-        label: one of KINDS.
+        label: one of KINDS; of a photo any text.
         colour: one of COLOURS, the most frequent of its coloured pixels; None where there are none.
         score: the judge's mean probability of the label over its pixels, in [0, 1].
         box: (x0, y0, x1, y1) as fractions of the image.
@@ -103,16 +103,18 @@ def box_ap(
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
+    names = [one.label for row in found for one in row] + [kind for row in asked for kind, _ in row]
+    number = {name: k for k, name in enumerate(sorted(set(names)))}
     # COCO counts areas in pixels; all sizes count here, so any scale would do
     for row, wanted in zip(found, asked, strict=True):
         guess = {
             "boxes": SIZE * torch.tensor([one.box for one in row]).reshape(-1, 4),
             "scores": torch.tensor([one.score for one in row]),
-            "labels": torch.tensor([LABELS.index(one.label) for one in row], dtype=torch.int64),
+            "labels": torch.tensor([number[one.label] for one in row], dtype=torch.int64),
         }
         truth = {
             "boxes": SIZE * torch.tensor([box for _, box in wanted]).reshape(-1, 4),
-            "labels": torch.tensor([LABELS.index(kind) for kind, _ in wanted], dtype=torch.int64),
+            "labels": torch.tensor([number[kind] for kind, _ in wanted], dtype=torch.int64),
         }
         metric.update([guess], [truth])
     result = metric.compute()

@@ -95,7 +95,7 @@ def _caption_alone(_: ReCoPipeline, scene: Scene) -> Scene:
     return Scene(scene.caption)
 
 
-def _without_thin(pipeline: ReCoPipeline, scene: Scene) -> Scene:
+def without_thin(pipeline: ReCoPipeline, scene: Scene) -> Scene:
     """ReCo cannot express a box thinner than a bin; measuring asks for its object all the same."""
     bins = pipeline.position_tokens.bins
     return Scene(scene.caption, [r for r in scene.regions if not is_thin(r.box, bins)])
@@ -177,7 +177,7 @@ _masked = _pipeline(AcceleratedSpaTextPipeline, "spatext", parts=_update_mask)
 _two_sizes = _pipeline(
     AcceleratedSpaTextPipeline, "spatext", parts=lambda model: {"coarse_fraction": 0.5}
 )
-_reco = _pipeline(ReCoPipeline, "reco", _without_thin)
+_reco = _pipeline(ReCoPipeline, "reco", without_thin)
 _reco_caption = _pipeline(ReCoPipeline, "reco", _caption_alone)
 _words = _pipeline(PositionalWordsPipeline, "reco-words")
 _digits = _pipeline(DigitCoordinatesPipeline, "reco-digits")

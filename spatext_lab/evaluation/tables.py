@@ -48,12 +48,13 @@ def write(
     print(out / f"{name}.md")
 
 
-def cell(row: dict, key: str) -> str:
+def cell(row: dict, key: str, digits: int = 3) -> str:
     """A value as it stands in a table, with its 95 % interval in brackets; "-" where there is none.
 
     Args:
         row: a report.
         key: of the value; its interval is under KEY_95.
+        digits: after the point.
     """
     value = row.get(key)
     if value is None:
@@ -61,9 +62,9 @@ def cell(row: dict, key: str) -> str:
     if isinstance(value, int):
         return str(value)
     low_and_high = row.get(f"{key}_95")
-    ends = f" [{', '.join(map(_rounded, low_and_high))}]" if low_and_high else ""
-    return _rounded(value) + ends
+    ends = f" [{', '.join(_rounded(end, digits) for end in low_and_high)}]" if low_and_high else ""
+    return _rounded(value, digits) + ends
 
 
-def _rounded(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}"  # no "-0.000"
+def _rounded(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no "-0.000"

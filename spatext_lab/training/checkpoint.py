@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -26,7 +27,6 @@ FILE = "state.safetensors"
 EARLIER = "earlier.safetensors"  # the state of a run that was there before a fresh start
 LOCK = "writer.json"
 _IMAGES = {".jpg", ".jpeg", ".png"}
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
@@ -47,7 +47,8 @@ def save(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     optimiser = trainer.optimizer.state_dict()["state"]
     tensors = {f"weight.{i}": w.detach() for i, w in enumerate(trainer.weights)}
     tensors |= {f"average.{i}": w for i, w in enumerate(trainer.ema.shadow_params)}
-    tensors |= {f"{m}.{i}": s[m] for i, s in optimiser.items() for m in _MOMENTS}
+    for i, moments in optimiser.items():
+        tensors |= {f"{m}.{i}": torch.as_tensor(value) for m, value in moments.items()}
     tensors |= {f"buffer.{name}": b for name, b in trainer.module.named_buffers()}
     tensors = {k: v.to("cpu").contiguous().clone() for k, v in tensors.items()}
     record = {"done": trainer.done, "losses": trainer.losses, "seconds": trainer.seconds}
@@ -74,7 +75,7 @@ def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
             that would give a model that no single run has.
     """
     record, tensors = _from_first(folder, trainer.plan, made)
-    state, moments = trainer.optimizer.state_dict(), range(len(trainer.weights))
+    state = trainer.optimizer.state_dict()
     targets = {f"weight.{i}": w for i, w in enumerate(trainer.weights)}
     targets |= {f"average.{i}": w for i, w in enumerate(trainer.ema.shadow_params)}
     targets |= {f"buffer.{name}": b for name, b in trainer.module.named_buffers()}
@@ -84,11 +85,23 @@ def load(trainer: Trainer, folder: Path, made: dict | None = None) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
-    state["state"] = {i: {m: tensors[f"{m}.{i}"] for m in _MOMENTS} for i in moments}
+    taken = targets.keys()
+    state["state"] = _moments({n: t for n, t in tensors.items() if n not in taken})
     trainer.optimizer.load_state_dict(state)
     trainer.ema.optimization_step = record["average_steps"]
     trainer.done, trainer.losses = record["done"], record["losses"]
     trainer.seconds = record["seconds"]
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
+    """The optimiser's state of each weight. AdamW counts steps in a tensor, bitsandbytes in an
+    int."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        moment, _, weight = name.rpartition(".")
+        whole = tensor.dtype == torch.int64
+        found.setdefault(int(weight), {})[moment] = tensor.item() if whole else tensor
+    return found
 
 
 def _from_first(folder: Path, plan: Plan, made: dict | None) -> tuple[dict, dict[str, Tensor]]:

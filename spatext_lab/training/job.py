@@ -51,6 +51,8 @@ class Job:
 
     Args:
         replayed: networks whose passes a GPU may replay, see `graphs.graphed`.
+        model: the pipeline that samples with what is trained, where there is one.
+        protocol: how its layouts are measured, "segments" or "boxes"; "" where it has none.
     """
 
     module: torch.nn.Module
@@ -59,3 +61,11 @@ class Job:
     plan: Plan
     data: str  # what it learns from, one phrase for the card
     replayed: Sequence[torch.nn.Module] = ()
+    model: ScenePipeline | None = None
+    protocol: str = ""
+
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """All networks of the model; those that are trained are among them."""
+        parts = self.model.components.values() if self.model else [self.module]
+        return [part for part in parts if isinstance(part, torch.nn.Module)]

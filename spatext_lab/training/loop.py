@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from spatext_lab.diffusion import few_threads
 from spatext_lab.training import processes
+from spatext_lab.training.optimiser import Average, adamw, save_activations
 from spatext_lab.training.plan import Device, Plan
 
 LossAt = Callable[[int, torch.Generator], torch.Tensor]
@@ -63,10 +63,10 @@ class Trainer:
         processes.copy_from_first([*self.module.parameters(), *self.module.buffers()])
         groups = _groups(self.module, self.plan.rates)
         weights = [weight for group in groups for weight in group["params"]]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=self.plan.lr, betas=(0.9, 0.99), weight_decay=self.plan.weight_decay
-        )
-        self.ema = EMAModel(weights, decay=self.plan.ema_decay, foreach=True)
+        self.optimizer = adamw(groups, self.plan, self.accelerator.device.type)
+        self.ema = Average(weights, self.plan)
+        if self.plan.checkpointing:
+            save_activations(self.module)
         self.weights = weights
         self.gradient = _one_gradient(weights) if self.plan.accumulate > 1 else None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Device = Literal["auto", "cpu", "cuda"]
+Average = Literal["device", "cpu", "off"]
+Bits = Literal["32bit", "8bit"]
 LAST_SEED = 2**32 - 1
 
 
@@ -15,7 +17,7 @@ class Plan:
     """How long and how fast to learn.
 
     Raises:
-        ValueError: steps, a seed or micro-batches out of range.
+        ValueError: steps, a rate, a seed or micro-batches out of range.
     """
 
     steps: int  # optimiser steps
@@ -31,8 +33,13 @@ class Plan:
     # other rates, as fractions of `lr`, by a part of the weights' names
     rates: dict[str, float] = field(default_factory=dict)
     accumulate: int = 1  # micro-batches whose mean gradient is a step's, over all processes
+    checkpointing: bool = False  # activations are computed again in the backward pass, not kept
+    average: Average = "device"  # where the moving average lies, if there is one
+    adamw: Bits = "32bit"  # of AdamW's moments; 8 bits need bitsandbytes and a GPU
 
     def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr!r:.40}; pass a number above 0, such as 1e-5")
         ranges = (("steps", 1, 10**9), ("seed", 0, LAST_SEED), ("accumulate", 1, 10**6))
         for name, least, most in ranges:
             value = getattr(self, name)

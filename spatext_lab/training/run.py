@@ -7,12 +7,12 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,13 +23,17 @@ from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
 from spatext_lab.scene import files
 from spatext_lab.training import checkpoint, launch, licences, peers, processes
+from spatext_lab.training.control import Control, layouts_of
 from spatext_lab.training.graphs import graphed
 from spatext_lab.training.job import Job
-from spatext_lab.training.loop import Trainer
-from spatext_lab.training.plan import Device, Plan, device_of
+from spatext_lab.training.log import Kind, Log
+from spatext_lab.training.log import check as check_log
+from spatext_lab.training.loop import Step, Trainer
+from spatext_lab.training.plan import Average, Bits, Device, Plan, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
+from spatext_lab.training.sizes import accumulated, suited
+from spatext_lab.training.trial import Trial
 
-CHECKPOINT_SECONDS = 60.0
 CARD, README = "card.json", "README.md"
 
 
@@ -42,12 +46,21 @@ def run(
     resume: bool = False,
     device: Device = "auto",
     accumulate: int | None = None,
+    lr: float | None = None,
+    checkpointing: Literal["on", "off"] | None = None,
+    average: Average | None = None,
+    adamw: Bits | None = None,
+    save_every: float | None = None,
+    log: Kind | None = None,
+    control: int | None = None,
+    segmenter: str | None = None,
     **options: Any,
 ) -> Path:
     """Trains a recipe and writes its model folder, with a card.
 
     A checkpoint lies beside the result (`OUT.checkpoint`) and is renewed every minute. Under
-    torchrun all processes call this and share the work; process 0 writes and prints.
+    torchrun all processes call this and share the work; process 0 writes and prints. The plan suits
+    the size of the base, see `sizes`.
 
     Args:
         name: a recipe in RECIPES.
@@ -57,8 +70,17 @@ def run(
             that lies there is replaced when this one is complete.
         resume: continue from the checkpoint of an interrupted run, with the same loss curve.
         device: where to train; auto is a GPU where there is one.
-        accumulate: micro-batches a step, in all processes together; one for each process if not
-            given, or as many as the run that is continued has.
+        accumulate: micro-batches a step, in all processes together; if not given, as many as the
+            run that is continued has, or the plan: with another batch, for as many images a step.
+        lr: the highest learning rate; the plan's if not given.
+        checkpointing: compute activations again in the backward pass instead of keeping them; on
+            for a large base if not given.
+        average: where the weights' moving average lies; "cpu" for a large base if not given.
+        adamw: bits of AdamW's moments; 8 for a large base on a GPU with bitsandbytes if not given.
+        save_every: minutes between checkpoints; 1, or 30 for a large base, if not given.
+        log: write OUT.checkpoint/log.csv, "tensorboard" event files too; csv with control.
+        control: every so many steps, sample held-out layouts and measure how they are kept to.
+        segmenter: measures control on photos: a folder such as models/mask2former.
         options: the recipe's, see its `make`.
 
     Returns:
@@ -71,10 +93,14 @@ def run(
         ConnectionError: another process has ended or is not there.
     """
     recipe = _recipe(name, options)
-    plan = recipe.budget(options)
-    steps = plan.steps if steps is None else steps
-    plan = replace(plan, seed=seed, steps=steps)
-    device_of(device)
+    _check_watching(log, control, segmenter, save_every)
+    suit = suited(name, recipe.budget(options), _base(recipe, options), device_of(device) == "cuda")
+    plan = accumulated(suit.plan, suit.batch, options.get("batch"))
+    given = {"steps": steps, "lr": lr, "average": average, "adamw": adamw, "accumulate": accumulate}
+    given["checkpointing"] = checkpointing and checkpointing == "on"
+    given = {key: value for key, value in given.items() if value is not None}
+    plan = replace(plan, seed=seed, **given)
+    options = ({"batch": suit.batch} if suit.batch else {}) | options
     out = Path(out or f"outputs/train/{name}")
     _refuse_foreign(out, name)
     saved = out.with_name(out.name + ".checkpoint")
@@ -88,19 +114,50 @@ def run(
         processes.check_alike(made | asdict(plan))
         if resume and launch.rank() == 0:
             checkpoint.check(saved, plan, made)  # now, not after minutes of caching
-        print(_first_line(recipe, plan, options, device, out))
+        print(_first_line(recipe, plan, options, device, out), *suit.lines, sep="\n")
         job = recipe.make(plan, device, **options)
         trainer = Trainer(job.module, job.loss_at, job.plan, device)
         if resume:
             checkpoint.load(trainer, saved, made)
         elif launch.rank() == 0:
             checkpoint.set_aside(saved)
-        with few_threads(job.module), graphed(job.replayed):
-            _train(trainer, saved, made)
+        batch = _batch(recipe, options)
+        with few_threads(job.module), graphed([] if plan.checkpointing else job.replayed):
+            watch: list[Any] = [Trial(trainer, job.networks, batch)]
+            if launch.rank() == 0 and (log or control):
+                layouts = layouts_of(job, options, segmenter) if control else None
+                rows = Log(saved, trainer, batch and batch * plan.accumulate, log or "csv")
+                watch.append(Control(trainer, job, layouts, rows, control))
+            _train(trainer, saved, made, watch, 60 * (save_every or suit.minutes))
         trainer.use_average()
         if launch.rank() == 0:
-            _write_model(out, job, _facts(recipe, job, trainer, options, out))
+            typed = {"lr": lr, "checkpointing": checkpointing, "average": average, "adamw": adamw}
+            facts = _facts(recipe, job, trainer, options | typed, out)
+            _write_model(out, job, facts, watch[1:])
     return out
+
+
+def _base(recipe: Recipe, given: dict[str, Any]) -> str | None:
+    """The base that a recipe starts from; None for a recipe without one."""
+    usual = recipe.options.get("base")
+    return given.get("base", usual.default) if usual else None
+
+
+def _batch(recipe: Recipe, given: dict[str, Any]) -> int | None:
+    """The images of a micro-batch, where that is an option of the recipe."""
+    usual = recipe.options.get("batch")
+    return given.get("batch", usual.default) if usual else None
+
+
+def _check_watching(
+    log: Kind | None, control: int | None, segmenter: str | None, save_every: float | None
+) -> None:
+    check_log(log)
+    for name, value in (("control", control), ("save_every", save_every)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; pass a number above 0")
+    if segmenter and not control:
+        raise ValueError(f"segmenter is {segmenter}; it measures control: pass --control N too")
 
 
 def _recipe(name: str, options: dict[str, Any]) -> Recipe:
@@ -188,8 +245,7 @@ def _alone(saved: Path) -> Iterator[None]:
 def _first_line(recipe: Recipe, plan: Plan, given: dict, device: str, out: Path) -> str:
     """What is going to be done, by how many, and how long that takes."""
     count, where = launch.count(), "GPU" if device_of(device) == "cuda" else "CPU"
-    usual = recipe.options["batch"].default if "batch" in recipe.options else None
-    size = given.get("batch", usual)
+    size = _batch(recipe, given)
     several = f"micro-batch{'es' * (plan.accumulate > 1)}"
     of = f" of {plan.accumulate} " + (f"x {size} images" if size else several)
     minutes = plan.batches / count * recipe.seconds_per_step / 60
@@ -199,20 +255,31 @@ def _first_line(recipe: Recipe, plan: Plan, given: dict, device: str, out: Path)
     )
 
 
-def _train(trainer: Trainer, saved: Path, made: dict) -> None:
-    """Trains to the end with a progress bar, and a checkpoint every minute."""
-    last = time.perf_counter()
+def _train(
+    trainer: Trainer, saved: Path, made: dict, watch: Sequence[Callable[[Step], None]], every: float
+) -> None:
+    """Trains to the end with a progress bar, and a checkpoint every so many seconds.
+
+    The first of `watch`, which see each step, knows what to do where memory is not enough.
+    """
+    last, full = time.perf_counter(), False
     total, unit = {"total": trainer.plan.steps, "initial": trainer.done}, "step"
     try:
         with Progress(desc="training", unit=unit, mininterval=1, **total) as bar:
             for step in trainer.run():
                 bar.update()
                 bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-                if time.perf_counter() - last > CHECKPOINT_SECONDS:
+                for see in watch:
+                    see(step)
+                if time.perf_counter() - last > every:
                     checkpoint.save(trainer, saved, made)
                     last = time.perf_counter()
     except (KeyboardInterrupt, ConnectionError) as stop:
         raise type(stop)(_farewell(stop, trainer, saved)) from None
+    except torch.OutOfMemoryError:
+        full = True  # the error holds all activations until this block is left
+    if full:
+        raise OSError(watch[0].advice())
     checkpoint.save(trainer, saved, made)
 
 
@@ -229,7 +296,7 @@ def _farewell(stop: BaseException, trainer: Trainer, saved: Path) -> str:
 # --- the result -----------------------------------------------------------------------------------
 
 
-def _write_model(out: Path, job: Job, facts: dict) -> None:
+def _write_model(out: Path, job: Job, facts: dict, drawn: Iterable[Control]) -> None:
     """Writes the whole folder beside `out`, sealed, and puts it there at once."""
     with files.replacing(out) as beside:
         beside.mkdir()
@@ -238,6 +305,8 @@ def _write_model(out: Path, job: Job, facts: dict) -> None:
         except SafetensorError as error:
             raise OSError(f"{out} cannot be written: {error}") from None
         files.write(beside / CARD, json.dumps(facts, indent=2) + "\n")
+        for control in drawn:
+            control.draw(beside)
         zoo.seal(beside)
         if out.is_dir():
             _keep_additions(out, beside)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spatext_lab.cli.parser import main
-from spatext_lab.training import launch
+from spatext_lab.training import launch, sizes
 from spatext_lab.training import run as module
 from spatext_lab.training.job import Job
 from tests.training import toy
@@ -68,7 +68,7 @@ def share(reports: Path) -> None:
     report = {"refused": refusals()}
     for name, given in RECIPES.items():
         module.run(name, steps=STEPS, out=Path(name), device="cpu", **given)
-    module.CHECKPOINT_SECONDS = -1.0  # after every step
+    sizes.MINUTES = -1.0  # after every step
     module.run("toy", steps=STEPS, out=Path("one-two"), device="cpu", resume=True)
     toy.make = signals(lambda step: step == STOP, signal.SIGINT)
     try:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from spatext_lab import zoo
-from spatext_lab.training import checkpoint, everything
+from spatext_lab.training import checkpoint, everything, sizes
 from spatext_lab.training import run as run_module
 from spatext_lab.training.everything import (
     PHOTO_STAGES,
@@ -170,7 +170,7 @@ def test_a_chain_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch
         if trainer.done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(sizes, "MINUTES", -1.0)
     monkeypatch.setattr(checkpoint, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run_module.run("judge", steps=4, out=tmp_path / "cut" / "judge", device="cpu")

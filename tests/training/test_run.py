@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from spatext_lab import zoo
 from spatext_lab.cli.parser import build_parser
-from spatext_lab.training import checkpoint, recipes
+from spatext_lab.training import checkpoint, recipes, sizes
 from spatext_lab.training import run as run_module
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Plan
@@ -69,8 +69,9 @@ import sys
 from pathlib import Path
 from tests.training import toy
 from spatext_lab.training import run as module
+from spatext_lab.training import sizes
 toy.install()
-module.CHECKPOINT_SECONDS = -1.0  # after every step
+sizes.MINUTES = -1.0  # after every step
 module.run("toy", steps=1_000_000, out=Path(sys.argv[1]), device="cpu")
 """
 
@@ -116,7 +117,7 @@ def test_a_killed_run_goes_on_with_the_curve_of_an_unbroken_one(killed):
 def test_resuming_gives_the_files_of_an_unbroken_run(tmp_path, monkeypatch):
     """Through `run` itself: stopped by an error in step 9, gone on with, against one go."""
     whole = run("toy", steps=20, out=tmp_path / "whole", device="cpu")
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(sizes, "MINUTES", -1.0)
     make = toy.make
 
     def breaks(plan, device, **given):
@@ -225,7 +226,7 @@ def test_a_stop_before_the_first_checkpoint_cannot_deliver_an_older_model(tmp_pa
 
 
 def test_a_stop_says_from_where_it_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(sizes, "MINUTES", -1.0)
     trained = Trainer.run
 
     def stop(self):

@@ -71,7 +71,8 @@ def fine_tune(
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
     model.unet.to(memory_format=torch.channels_last)
-    return Job(model.unet, loss_at, lambda folder: save_model(model, folder), plan, phrase)
+    save = lambda folder: save_model(model, folder)  # noqa: E731
+    return Job(model.unet, loss_at, save, plan, phrase, model=model, protocol="boxes")
 
 
 def draw_scenes(pool: Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:

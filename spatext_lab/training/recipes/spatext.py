@@ -143,7 +143,7 @@ def fine_tune(
         return training_loss(denoiser, x_0, condition, t, noise, scheduler)
 
     save = lambda folder: save_model(model, folder)  # noqa: E731
-    return Job(model.unet, loss_at, save, plan, phrase, [model.unet])
+    return Job(model.unet, loss_at, save, plan, phrase, [model.unet], model, "segments")
 
 
 def training_pool(

@@ -130,7 +130,8 @@ def fine_tune(
     both = torch.nn.ModuleDict({"unet": model.unet, "text_encoder": model.text_encoder})
     both.to(memory_format=torch.channels_last)
     save = lambda folder: save_model(model, folder)  # noqa: E731
-    return Job(both, loss_at, save, plan, phrase, [model.unet, model.text_encoder])
+    replayed = [model.unet, model.text_encoder]
+    return Job(both, loss_at, save, plan, phrase, replayed, model, "boxes")
 
 
 def draw_scenes(pool: Cache, index: Tensor, generator: torch.Generator) -> list[Scene]:
