@@ -14,6 +14,10 @@ from spatext_lab.training.loop import Step, Trainer
 from spatext_lab.training.optimiser import INSTALL, has_8bit, save_activations
 
 STEPS = 3  # of the trial; the first one is slower and not counted
+ORDER = (
+    "a smaller --batch with a larger --accumulate, then --checkpointing on, --average cpu and "
+    "--adamw 8bit"
+)
 APART = 0.1  # of what was expected, from which a warning is due
 
 
@@ -34,25 +38,32 @@ class Trial:
         self.others = [o for o in others if not any(id(w) in inside for w in o.parameters())]
         self.first, self.expected, self.began = trainer.done, None, 0.0
         self.cuda = trainer.accelerator.device.type == "cuda"
-        if sum(weight.numel() for weight in trainer.module.parameters()) >= SMALL:
+        self.large = sum(weight.numel() for weight in trainer.module.parameters()) >= SMALL
+        if self.large:
             self.expected = self._count()
             where = "on the GPU" if self.cuda else "in main memory"
             print(f"trained: {_parts(trainer.module)}")
-            print(f"expected {where}: {self.expected.text()}")
+            if self.expected:
+                print(f"expected {where}: {self.expected.text()}")
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
 
-    def _count(self) -> memory.Memory:
+    def _count(self) -> memory.Memory | None:
+        """What a step takes; None where it cannot be counted, which is no reason not to train."""
         trainer = self.trainer
         how = {"bf16": trainer.accelerator.mixed_precision == "bf16", "others": self.others}
-        return memory.expected(trainer.module, trainer.loss_at, trainer.plan, **how)
+        try:
+            return memory.expected(trainer.module, trainer.loss_at, trainer.plan, **how)
+        except RuntimeError as error:  # an operation that fake tensors do not have
+            print(f"the memory of a step cannot be counted ({error!s:.200})")
+            return None
 
     def __call__(self, step: Step) -> None:
         """Called after each step; speaks after the trial's last one."""
         done = step.index + 1 - self.first
         if done == 1:
             self.began = step.seconds
-        elif done == STEPS and self.expected:
+        elif done == STEPS and self.large:
             print("\n".join(self._found((step.seconds - self.began) / (STEPS - 1))))
 
     def _found(self, seconds: float) -> list[str]:
@@ -63,7 +74,7 @@ class Trial:
             return lines
         found = torch.cuda.max_memory_allocated()
         lines[0] += f"; {found / memory.GIB:.1f} GiB at most"
-        apart = found / self.expected.total - 1
+        apart = found / self.expected.total - 1 if self.expected else 0.0
         if abs(apart) > APART:
             lines.append(
                 f"warning: that is {apart:+.0%} beside the {self.expected.total / memory.GIB:.1f} "
@@ -75,6 +86,8 @@ class Trial:
         """What to change where the memory is not enough, in this order, and what each saves."""
         self.trainer.optimizer.zero_grad()
         self.expected = self.expected or self._count()
+        if self.expected is None:
+            return f"the GPU's memory is not enough, in step {self.trainer.done}; pass {ORDER}"
         needs = f" for about {self.expected.total / memory.GIB:.1f} GiB"
         ways = "; ".join(
             f"{way.flag} ({way.saves / memory.GIB:.1f} GiB less{way.note})" for way in self._ways()
@@ -104,8 +117,8 @@ class Trial:
         """What passes hold with checkpointing; the run is over, so it may stay on."""
         try:
             save_activations(self.trainer.module)
-            return self._count().passes
-        except (ValueError, torch.OutOfMemoryError):
+            return (self._count() or self.expected).passes
+        except ValueError:
             return self.expected.passes
 
 

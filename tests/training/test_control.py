@@ -2,6 +2,7 @@
 """Measuring control changes nothing that is trained, and shows when control appears."""
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from spatext_lab.training import control as module
-from spatext_lab.training import log, sizes
+from spatext_lab.training import log, sizes, trial
 from spatext_lab.training.control import averaged, layouts_of
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.run import run
@@ -45,15 +46,19 @@ def weights(out) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("recipe", ["spatext", "reco", "gligen"])
-def test_training_is_the_same_to_the_last_bit(tmp_path, two, recipe, capsys):
+def test_training_is_the_same_to_the_last_bit(tmp_path, two, recipe, capsys, monkeypatch):
     how = {"steps": 4, "device": "cpu"}
     plain = run(recipe, out=tmp_path / "plain", **how)
+    capsys.readouterr()
+    monkeypatch.setattr(trial, "SMALL", 1)  # count the memory, too
     watched = run(recipe, out=tmp_path / "watched", control=2, **how)
     assert weights(watched) == weights(plain) != {}
     rows = log.read(tmp_path / "watched.checkpoint" / log.FILE)
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert len({row["control"] for row in rows}) > 1
-    assert "step 4:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step 4:" in said
+    assert re.search(r"expected in main memory: .*, passes \d", said)
     with Image.open(watched / module.PICTURE) as picture:
         assert picture.info["Description"].endswith("against the step of the training.")
     assert not (plain / module.PICTURE).exists()

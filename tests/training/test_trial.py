@@ -106,3 +106,21 @@ def test_the_last_resort_is_a_smaller_base(monkeypatch):
     seen = trial.Trial(_trainer(Plan(steps=3, lr=1.0)), batch=1)
     seen.trainer.plan = Plan(steps=3, lr=1.0, checkpointing=True, average="cpu", adamw="8bit")
     assert seen.advice().endswith("pass a smaller base: there is nothing left to save")
+
+
+def test_what_cannot_be_counted_is_no_reason_to_stop(tmp_path, monkeypatch, capsys):
+    def fails(*args, **how):
+        raise RuntimeError("no fake tensor")
+
+    monkeypatch.setattr(trial, "SMALL", 1)
+    monkeypatch.setattr(trial.memory, "expected", fails)
+    run("toy", steps=4, out=tmp_path / "toy", device="cpu")
+    said = capsys.readouterr().out
+    assert "the memory of a step cannot be counted (no fake tensor)" in said
+    assert "trial: 0.0" in said
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    seen = trial.Trial(_trainer(Plan(steps=3, lr=1.0)), batch=1)
+    assert seen.advice() == (
+        "the GPU's memory is not enough, in step 0; pass a smaller --batch with a larger "
+        "--accumulate, then --checkpointing on, --average cpu and --adamw 8bit"
+    )
