@@ -19,7 +19,11 @@ COLUMNS = ("step", "seconds", "loss", "rate", "images_per_second", "control")
 
 
 def check(kind: Kind | None) -> None:
-    """Raises ValueError for a log that cannot be written here."""
+    """Checks that a log can be written here.
+
+    Raises:
+        ValueError: tensorboard is asked for and is not installed.
+    """
     if kind == "tensorboard" and not find_spec("tensorboard"):
         raise ValueError(
             "log is 'tensorboard', which is not installed: python -m pip install tensorboard; "

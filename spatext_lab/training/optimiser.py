@@ -35,7 +35,11 @@ def adamw(groups: list[dict], plan: Plan, device: str) -> torch.optim.Optimizer:
 
 
 def check_8bit(device: str) -> None:
-    """Raises ValueError where AdamW with 8 bits cannot run."""
+    """Checks that AdamW with 8 bits can run.
+
+    Raises:
+        ValueError: there is no GPU, or bitsandbytes is not installed.
+    """
     if device != "cuda":
         raise ValueError("adamw is '8bit', which needs a GPU; pass --adamw 32bit")
     if not has_8bit():

@@ -70,8 +70,9 @@ def run(
             that lies there is replaced when this one is complete.
         resume: continue from the checkpoint of an interrupted run, with the same loss curve.
         device: where to train; auto is a GPU where there is one.
-        accumulate: micro-batches a step, in all processes together; if not given, as many as the
-            run that is continued has, or the plan: with another batch, for as many images a step.
+        accumulate: micro-batches a step, in all processes together; if not given, those of the
+            continued run, or of the plan. With another batch a large base's plan has as many
+            images a step.
         lr: the highest learning rate; the plan's if not given.
         checkpointing: compute activations again in the backward pass instead of keeping them; on
             for a large base if not given.
