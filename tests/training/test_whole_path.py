@@ -17,7 +17,7 @@ from PIL import Image
 
 from spatext_lab.cli.parser import main
 from spatext_lab.scene import Region, Scene
-from spatext_lab.training import checkpoint, run
+from spatext_lab.training import checkpoint, sizes
 from spatext_lab.training.loop import Trainer
 from tests.datasets.coco.fetch.server import Server
 from tests.zoo.local_hub import OPEN_CLIP, SD, open_clip, serving, stable_diffusion
@@ -83,7 +83,7 @@ def stopped_after(steps: int, monkeypatch) -> None:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "run", run_until)
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(sizes, "MINUTES", -1.0)
 
 
 @pytest.mark.parametrize("method", ["spatext", "reco"])
