@@ -62,6 +62,22 @@ TABLES = {
         digits=1,
     ),
     "differences": Table(("compare",), listing.PAIRED, part="differences"),
+    "classroom": Table(
+        ("classroom",),
+        {
+            "memory at most, GB": "peak_gb",
+            "of its own, GB": "own_gb",
+            "processor, s": "cpu_seconds",
+            "open files": "files",
+            "threads": "threads",
+            "written, GB": "written_gb",
+        },
+    ),
+    "classroom-sampling": Table(
+        ("classroom",),
+        {"an image in each, s": "seconds", "processor for each, s": "cpu_seconds_each"},
+        part="sampling",
+    ),
     "readme-spatext": Table(
         ("segments",),
         {

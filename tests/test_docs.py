@@ -7,11 +7,12 @@ import re
 import shlex
 import subprocess
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import resolve_name, walk_packages
 
 import pytest
+import yaml
 from PIL import Image
 
 from spatext_lab import zoo
@@ -64,16 +65,37 @@ def test_the_readmes_code_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.splitlines()[-1] == "4"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/stable-diffusion.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/stable-diffusion.md", "docs/classroom.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_can_be_typed(page):
-    """Each line is parsed and not run; every option and choice must exist."""
+    """Each line is parsed and not run; every option, choice, target and module must exist."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in "".join(blocks(page, "")).splitlines():
         words = shlex.split(line, comments=True)
-        if words[:1] == ["spatext-lab"]:
-            build_parser().parse_args(words[1:])  # SystemExit says what it does not know
+        if "spatext-lab" in words:  # behind `flock FILE` or a variable too
+            build_parser().parse_args(words[words.index("spatext-lab") + 1 :])  # or SystemExit
         elif "make" in words:
             assert words[words.index("make") + 1] in targets, line
+        if "-m" in words:
+            assert find_spec(words[words.index("-m") + 1]), line
+
+
+def test_the_classs_commands_and_settings_are_whole():
+    """Commands within the text too; settings of other programs can at least be read."""
+    text = (ROOT / "docs" / "classroom.md").read_text(encoding="utf-8")
+    inline = re.findall(r"(?<!`)`spatext-lab ([^`]+)`(?!`)", text)
+    assert inline
+    for words in map(shlex.split, inline):
+        build_parser().parse_args(words)
+    modules = re.findall(r"python -m (\w+(?:\.\w+)*)", text)
+    assert modules
+    assert [name for name in modules if not find_spec(name)] == []
+    for block in blocks("docs/classroom.md", "python"):
+        ast.parse(block)
+    (values,) = map(yaml.safe_load, blocks("docs/classroom.md", "yaml"))
+    assert values["singleuser"]["storage"]["extraVolumeMounts"][0]["readOnly"] is True
 
 
 # --- tables and pages -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,14 @@ def shown(text: str) -> str:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Runs every check of the doctor."""
-    from spatext_lab.cli import doctor
+    """Runs every check of the doctor, and those of a class if asked to."""
+    if args.shared and not args.students:
+        raise ValueError(f"--shared is {args.shared[0]}; it is read with --class alone")
+    from spatext_lab.cli import doctor, doctor_class
 
+    of_class = doctor_class.checks(args.students, args.shared) if args.students else ()
     done = []
-    for one in doctor.checks():
+    for one in chain(doctor.checks(), of_class):
         done.append(one)
         if not args.json:
             print(doctor.line(one), flush=True)

@@ -128,7 +128,12 @@ def build_parser() -> Parser:
 def _add_doctor(to: Any) -> None:
     what = "call everything the course needs; name the repair with every FAIL (exit code 1)"
     command = _command(to, commands.doctor, "doctor", what, "doctor --json")
-    command.add_argument("--json", action="store_true", help="for programs")
+    add = command.add_argument
+    add("--json", action="store_true", help="for programs")
+    students = "also: does this machine carry N students at once?"
+    add("--class", dest="students", type=values.count, metavar="N", help=students)
+    shared = "with --class: folders for all, to be read by everybody and changed by nobody"
+    add("--shared", type=Path, nargs="+", default=(), metavar="DIR", help=shared)
 
 
 def _add_data_pocket(to: Any) -> None:

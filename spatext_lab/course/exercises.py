@@ -7,7 +7,7 @@ In the source, an exercise is two cells in a row: one tagged `exercise`, which e
 `check_it(answer);`, and one tagged `solution`, which has the line `assert check_it(answer)`. In the
 copies it is an answer cell (as the student finds it, or as it is solved) and a test cell. They and
 the cells tagged `check`, which define the checks, carry nbgrader's metadata (schema 3): before it
-grades, nbgrader restores what a student has changed in a check or a test.
+grades, nbgrader restores what a student has changed in a check or a test. See docs/classroom.md.
 """
 
 from __future__ import annotations
