@@ -349,8 +349,8 @@ def test_drawing_reads_the_file_and_keeps_nothing(tmp_path):
     shards.write(tmp_path / "0", encode.Encoded({"latents": rows}, {"captions": [["a"]] * 256}, 64))
     for number in range(1, 64):
         os.link(tmp_path / "0", tmp_path / str(number))
-    latents = shards.columns(sorted(tmp_path.iterdir()))["latents"]
     before = own_memory()
+    latents = shards.columns(sorted(tmp_path.iterdir()))["latents"]
     for _ in range(20):
         assert latents[torch.randint(len(latents), (64,))].shape == (64, 4, 32, 32)
     assert own_memory() - before < 20_000
