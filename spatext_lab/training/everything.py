@@ -16,7 +16,7 @@ from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.training import checkpoint, overview
 from spatext_lab.training.plan import Device, cores, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
-from spatext_lab.training.run import CARD
+from spatext_lab.training.result import CARD
 
 _POLL = 0.2  # seconds
 

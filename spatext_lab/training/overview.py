@@ -18,7 +18,7 @@ from spatext_lab.figures import charts
 from spatext_lab.figures.png import png
 from spatext_lab.scene import files
 from spatext_lab.training import checkpoint
-from spatext_lab.training.run import CARD
+from spatext_lab.training.result import CARD
 
 INDEX, COMPARED = "index.html", "compare"
 SCENES = 32

@@ -3,38 +3,30 @@
 
 import json
 import math
-import platform
-import shlex
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from spatext_lab import zoo
 from spatext_lab.datasets.coco import PhotoChoice
 from spatext_lab.diffusion import few_threads
 from spatext_lab.figures.progress import Progress
-from spatext_lab.scene import files
-from spatext_lab.training import checkpoint, launch, licences, peers, processes
+from spatext_lab.training import checkpoint, launch, peers, processes
 from spatext_lab.training.control import Control, layouts_of
 from spatext_lab.training.graphs import graphed
-from spatext_lab.training.job import Job
 from spatext_lab.training.log import Kind, Log
 from spatext_lab.training.log import check as check_log
 from spatext_lab.training.loop import Step, Trainer
 from spatext_lab.training.plan import Average, Bits, Device, Plan, device_of
 from spatext_lab.training.recipes import RECIPES, Recipe
+from spatext_lab.training.result import CARD, facts_of, short, write_model
 from spatext_lab.training.sizes import accumulated, suited
 from spatext_lab.training.trial import Trial
-
-CARD, README = "card.json", "README.md"
 
 
 def run(
@@ -133,8 +125,8 @@ def run(
         trainer.use_average()
         if launch.rank() == 0:
             typed = {"lr": lr, "checkpointing": checkpointing, "average": average, "adamw": adamw}
-            facts = _facts(recipe, job, trainer, options | typed, out)
-            _write_model(out, job, facts, watch[1:])
+            facts = facts_of(recipe, job, trainer, options | typed, out)
+            write_model(out, job, facts, watch[1:])
     return out
 
 
@@ -169,7 +161,7 @@ def _recipe(name: str, options: dict[str, Any]) -> Recipe:
         if key not in RECIPES[name].options:
             able = [recipe.name for recipe in RECIPES.values() if key in recipe.options]
             raise ValueError(
-                f"{key} is {_short(value)}; {name} has no such option, "
+                f"{key} is {short(value)}; {name} has no such option, "
                 + (f"these have: {', '.join(able)}" if able else "nor has any other recipe")
             )
     photos = dict.fromkeys(PhotoChoice.__annotations__, "chooses photos")
@@ -218,8 +210,15 @@ def _base_made(place: Path, reads: Sequence[str]) -> str | list[str]:
     """The fingerprint of a base, or those of the parts that are read of a folder of models: others
     are trained into the same folder meanwhile, as this one may be."""
     whole = (place / "model_index.json").is_file() or (place / zoo.SUMS).is_file()
-    parts = [] if whole else [place / part for part in reads if (place / part).is_dir()]
-    return [checkpoint.fingerprint(part) for part in parts] or checkpoint.fingerprint(place)
+    parts = [] if whole else [_read_part(place, part) for part in reads]
+    found = [checkpoint.fingerprint(part) for part in parts if part.is_dir()]
+    return found or checkpoint.fingerprint(place)
+
+
+def _read_part(place: Path, part: str) -> Path:
+    """The folder of a part, which may lie beside those that are trained, as `zoo.folder` reads."""
+    beside = place / Path(part).name
+    return beside if beside.is_dir() else place / part
 
 
 def _accumulate(plan: Plan, begun: Path | None) -> int:
@@ -292,118 +291,3 @@ def _farewell(stop: BaseException, trainer: Trainer, saved: Path) -> str:
         onward = "--resume continues from the checkpoint of process 0"
     parts = [str(stop), f"stopped after step {trainer.done}", onward]
     return "; ".join(filter(None, parts))
-
-
-# --- the result -----------------------------------------------------------------------------------
-
-
-def _write_model(out: Path, job: Job, facts: dict, drawn: Iterable[Control]) -> None:
-    """Writes the whole folder beside `out`, sealed, and puts it there at once."""
-    with files.replacing(out) as beside:
-        beside.mkdir()
-        try:
-            job.save(beside)
-        except SafetensorError as error:
-            raise OSError(f"{out} cannot be written: {error}") from None
-        files.write(beside / CARD, json.dumps(facts, indent=2) + "\n")
-        for control in drawn:
-            control.draw(beside)
-        zoo.seal(beside)
-        if out.is_dir():
-            _keep_additions(out, beside)
-        files.write(beside / README, card(facts, sorted(beside.glob("*.md"))))
-
-
-def _keep_additions(old: Path, new: Path) -> None:
-    """Copies what others have put into a model's folder: tables, notes."""
-    sums = old / zoo.SUMS
-    lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
-    sealed = {line.partition("  ")[2] for line in lines} | {zoo.SUMS, CARD, README}
-    for path in sorted(p for p in old.rglob("*") if p.is_file()):
-        name = path.relative_to(old).as_posix()
-        if name not in sealed and not (new / name).exists():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, new / name)
-
-
-def _facts(recipe: Recipe, job: Job, trainer: Trainer, given: dict, out: Path) -> dict:
-    """The facts on the model's card."""
-    last, beside = trainer.losses[-100:], _beside(given, out)
-    return {
-        "recipe": recipe.name,
-        "use": recipe.use,
-        "data": job.data,
-        "given": _given({key: value for key, value in given.items() if key not in beside}),
-        "beside": beside,
-        "licences": licences.inherited(given),
-        "plan": asdict(job.plan),
-        "final_loss": round(sum(last) / len(last), 5),
-        "seconds": round(trainer.seconds),
-        "hardware": _hardware(trainer.accelerator.device, launch.count()),
-        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
-    }
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were used; no choice of licences (None) is "all", as it is typed."""
-    used = {key: "all" if key == "licences" and v is None else v for key, v in options.items()}
-    used.pop("cache", None)  # a place of this machine
-    return {key: _short(v) for key, v in used.items() if v is not None and v is not False}
-
-
-def _beside(options: dict[str, Any], out: Path) -> dict[str, str]:
-    """The options that are models in the folder of `out`, as `train all` passes them, by name."""
-    folders = {key: Path(value) for key, value in options.items() if isinstance(value, str | Path)}
-    models = {key: place for key, place in folders.items() if (place / CARD).is_file()}
-    home = out.resolve().parent
-    return {key: place.name for key, place in models.items() if place.resolve().parent == home}
-
-
-def _short(value: Any) -> Any:
-    """An option's value as it is, a folder by its name: its path belongs to this machine."""
-    return Path(value).name if isinstance(value, str | Path) else value
-
-
-def card(facts: dict, tables: list[Path]) -> str:
-    """A model's card as Markdown, with the tables (Markdown files) that lie in its folder."""
-    plan = facts["plan"]
-    beside = [f"{name} (`--{key}`)" for key, name in facts.get("beside", {}).items()]
-    words = ["spatext-lab", "train", facts["recipe"]]
-    several = {"accumulate": plan["accumulate"]} if plan.get("accumulate", 1) > 1 else {}
-    given = {"seed": plan["seed"], "steps": plan["steps"]} | several | facts["given"]
-    for key, value in given.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        words += [f"--{key.replace('_', '-')}", *([] if value is True else map(str, values))]
-    lines = [
-        f"# {facts['recipe']}",
-        "",
-        f"Intended use: {facts['use']}.",
-        "",
-        f"* Made by `{shlex.join(words)}` in {facts['seconds'] / 60:.0f} minutes on "
-        f"{facts['hardware']}.",
-        *([f"* From models beside this one: {', '.join(beside)}."] if beside else []),
-        f"* Data: {facts['data']}.",
-        f"* Mean loss of the last 100 steps: {facts['final_loss']}.",
-        "* Versions: " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()) + ".",
-        f"* {_licence(facts)}",
-    ]
-    for table in tables:
-        if table.name != README:
-            text = table.read_text(encoding="utf-8").rstrip()
-            lines += ["", f"## {table.stem.capitalize()}", "", text]
-    return "\n".join(lines) + "\n"
-
-
-def _licence(facts: dict) -> str:
-    """What holds for the weights: the licence of what they were fine-tuned from is passed on."""
-    inherited = [f"{each['name']} ({each['address']})" for each in facts.get("licences", [])]
-    if not inherited:
-        return "Weights and card: CC BY 4.0."
-    return f"The licences of what this was trained from hold for it, too: {'; '.join(inherited)}."
-
-
-def _hardware(device: torch.device, processes: int) -> str:
-    times = f"{processes} x " if processes > 1 else ""
-    if device.type == "cuda":
-        return times + torch.cuda.get_device_name(device)
-    return f"{times}CPU ({platform.machine()}), {torch.get_num_threads()} threads"

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from spatext_lab import zoo
 from spatext_lab.cli.parser import build_parser
-from spatext_lab.training import checkpoint, recipes, sizes
-from spatext_lab.training import run as run_module
+from spatext_lab.training import checkpoint, recipes, result, sizes
 from spatext_lab.training.loop import Trainer
 from spatext_lab.training.plan import Plan
-from spatext_lab.training.run import card, run
+from spatext_lab.training.result import card
+from spatext_lab.training.run import run
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
@@ -318,7 +318,7 @@ def test_a_cards_command_leaves_out_a_model_beside_it(tmp_path):
         (tmp_path / name / "card.json").write_text("{}")
     options = {"base": str(tmp_path / homes["base"]), "slope": 2.0, "shape": "line"}
     options |= {name: tmp_path / homes[name] for name in ("other", "data")}
-    assert run_module._beside(options, tmp_path / "models" / "toy") == {"base": "first"}
+    assert result._beside(options, tmp_path / "models" / "toy") == {"base": "first"}
 
 
 def test_the_card_of_a_chain_names_its_parts_and_no_folder(tmp_path):

@@ -29,7 +29,7 @@ class Recipe:
     photos: Plan | None = None  # of a run on photos, where that is another: an evening for them all
     photos_gpu: dict[str, int] = field(default_factory=dict)  # as `gpu`, for some 5000 photos
     # parts of a base, which is a folder of models, that it may start from
-    reads: tuple[str, ...] = ("text-to-image", "clip", "prior", "spatext/clip", "spatext/prior")
+    reads: tuple[str, ...] = ("text-to-image", "spatext/clip", "spatext/prior")
 
     @property
     def home(self) -> str:
@@ -139,6 +139,7 @@ RECIPES = {
         Plan(steps=8000, lr=1e-3, cooldown=1000),
         1.2,
         "generates pocket scenes: a caption, and texts for boxes",
+        reads=("text-to-image",),
     ),
     "gligen": Recipe(
         "gligen",
@@ -146,6 +147,7 @@ RECIPES = {
         Plan(steps=7000, lr=2e-3, cooldown=1500, rates={"alpha": 5.0}),
         0.95,
         "generates pocket scenes by a frozen text-to-image model: texts for boxes; for comparison",
+        reads=("text-to-image",),
     ),
     "update-mask": Recipe(
         "update-mask",
