@@ -241,7 +241,8 @@ def _start(stage: Stage, out: Path, steps: int | None, device: str) -> subproces
     words += ["--steps", stage.steps(steps)]
     if "batch" in stage.gpu:
         words += ["--batch", stage.gpu["batch"]]
-    for option, value in (stage.given | stage.photos).items():
+    parts = {option: out / name for option, name in stage.parts.items()}
+    for option, value in (stage.given | stage.photos | parts).items():
         alone = isinstance(value, Path | float | int | str)
         values = ["all"] if value is None else [value] if alone else value
         words += [f"--{option.replace('_', '-')}", *values]
