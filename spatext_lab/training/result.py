@@ -145,6 +145,8 @@ def card(facts: dict, tables: list[Path]) -> str:
 def _licence(facts: dict) -> str:
     """What holds for the weights: the licence of what they were fine-tuned from is passed on."""
     inherited = [f"{each['name']} ({each['address']})" for each in facts.get("licences", [])]
+    if not inherited and facts["given"].get("data"):
+        return "Card: CC BY 4.0. Weights: mind the photos' licences (ATTRIBUTION.csv beside them)."
     if not inherited:
         return "Weights and card: CC BY 4.0."
     return f"The licences of what this was trained from hold for it, too: {'; '.join(inherited)}."

@@ -202,7 +202,7 @@ def test_a_result_beside_its_base_passes_its_licence_on(sd, tmp_path, monkeypatc
         assert run("spatext", device="cpu", **options) == out
     assert SpaTextPipeline.from_pretrained(zoo.folder("sd15", "spatext")).prior is None
     assert zoo.folder("sd15", "spatext/clip") == Path("models/sd15/clip")
-    assert "CC BY 4.0" in (out / "README.md").read_text()
+    assert "Card: CC BY 4.0. Weights: mind the photos' licences" in (out / "README.md").read_text()
     licence = {"name": "A Licence", "address": "https://127.0.0.1/licence", "forbids": "much"}
     card = tmp_path / "models" / "sd15" / "text-to-image" / "card.json"
     card.write_text(json.dumps({"licence": licence}))
