@@ -19,7 +19,7 @@ from spatext_lab.scene import Scene
 from tests.evaluation.folders import tiny_git
 
 POCKET = Path(__file__).parents[2] / "data" / "pocket-coco"
-BESIDE = Path(__file__).parents[3].parent / "shared" / "coco-mini"
+BESIDE = Path(__file__).parents[2].parent / "shared" / "coco-mini"
 
 
 @pytest.fixture(scope="module")
