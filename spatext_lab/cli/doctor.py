@@ -275,9 +275,9 @@ def _fetched(name: str) -> None:
     def checked() -> str:
         from spatext_lab.zoo.state import state
 
-        said = state(name)
-        missing = any(word in said for word in ("not there", "missing", "has no"))
-        return f"{said}; to get it: {command}" if missing else said
+        found = state(name)
+        missing = any(word in found for word in ("not there", "missing", "has no"))
+        return f"{found}; to get it: {command}" if missing else found
 
     CHECKS.append((name, checked, lambda error: command))
 

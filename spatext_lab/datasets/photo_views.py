@@ -32,7 +32,7 @@ _KEPT = 128  # photos in memory, about 1 MB each; no more than these are decoded
 
 @dataclass(frozen=True)
 class PhotoView:
-    """A square part of a photo, with what is said of it.
+    """A square part of a photo, with its texts.
 
     Args:
         captions: of the whole photo, or, of a close-up, of its segment.

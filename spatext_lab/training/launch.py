@@ -14,7 +14,7 @@ from datetime import timedelta
 
 
 def count() -> int:
-    """How many processes share the run, on all machines; 1 where nothing was said."""
+    """How many processes share the run, on all machines; 1 where the environment names none."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 

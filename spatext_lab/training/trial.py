@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is going to take: said before its first step, and measured in its first steps."""
+"""What a run is going to take: estimated before its first step, and measured in its first steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -211,7 +211,7 @@ def _order(piece: Piece, endpoint: str) -> Order:
 
 
 def _lacks(found: hub.Repository, name: str) -> str:
-    """What is said of a file that a repository lacks."""
+    """The message for a file that a repository lacks."""
     where = f"{found.endpoint}/{found.name}"
     pickled = [other for other in found.files if other.endswith((".bin", ".ckpt", ".pt"))]
     if not name.endswith(".safetensors") or not pickled:

@@ -24,20 +24,20 @@ def state(name: str) -> str:
     place = next((place for place in zoo.places(name) if place.is_dir()), None)
     if place is None:
         return f"not there, and not needed ({MODELS[name].size / 1e9:.1f} GB)"
-    said = []
+    found = []
     for source in MODELS[name].sources:
         part = place / source.part
         if not part.is_dir():
-            said.append(f"{part} is missing")
+            found.append(f"{part} is missing")
         elif (part / CARD).is_file():
             if problem := _problem(part):
                 raise ValueError(problem)
-            said.append(f"{part} at commit {zoo.read_json(part / CARD)['commit'][:12]}")
+            found.append(f"{part} at commit {zoo.read_json(part / CARD)['commit'][:12]}")
         elif lacking := [name for name in source.needed if not (part / name).is_file()]:
-            said.append(f"{part} has no {lacking[0]}")
+            found.append(f"{part} has no {lacking[0]}")
         else:
-            said.append(f"{part}, not from models fetch")
-    return "; ".join(said)
+            found.append(f"{part}, not from models fetch")
+    return "; ".join(found)
 
 
 def whole(place: Path) -> bool:
